@@ -1,0 +1,5 @@
+"""`python -m modelctl` is `modelctl`."""
+
+from modelctl.cli.main import main
+
+main()

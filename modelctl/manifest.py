@@ -1,0 +1,196 @@
+"""The manifest: what an artifact is, how it was made, from what, and what was measured on the way.
+
+`model.onnx` is described by `model.onnx.manifest.json` beside it. The text is JSON in UTF-8 with sorted keys, two-space
+indent and one final newline, at most 4 MiB. Reading is strict: an unknown field, a duplicate key, a number that JSON
+does not have, a path that leaves the folder or a schema we do not know is an ArtifactError. A manifest's identity is
+the sha256 of its bytes as they stand.
+"""
+
+import json
+import re
+from typing import Annotated, Any, NoReturn
+
+import msgspec
+from msgspec import Meta, Struct
+
+from modelctl import digests
+from modelctl.errors import ArtifactError
+
+SCHEMA = "modelctl/manifest/v1"
+SUFFIX = ".manifest.json"
+SIGNATURE_SUFFIX = ".dsse.json"
+LIMIT_BYTES = 4 << 20
+LIMIT_DEPTH = 64
+
+Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", description="lowercase hex sha256")]
+
+
+class FileEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One file of an artifact: its POSIX path relative to the manifest's folder, size in bytes, digest."""
+
+    path: Annotated[str, Meta(min_length=1, max_length=1024)]
+    size: Annotated[int, Meta(ge=0)]
+    sha256: Digest
+
+
+class TensorSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An input or output: its name, element type (numpy's word), and shape; a free dimension is spelled by its name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class Step(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How an artifact was made: enough to make the same bytes again."""
+
+    step: str
+    version: str
+    options: dict[str, Any] = {}
+    parents: tuple[Digest, ...] = ()
+    seed: int | None = None
+    environment: dict[str, str] = {}
+    choices: dict[str, Any] = {}
+
+
+class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One ancestor, as the lineage remembers it; `made_by` is null for a trained checkpoint."""
+
+    name: str
+    format: str
+    digest: Digest
+    made_by: Step | None = None
+    metrics: dict[str, Any] = {}
+
+
+class Encryption(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is known of a sealed artifact from outside: the cipher, who may open it, what is inside, by digest."""
+
+    suite: str
+    recipients: tuple[str, ...]
+    manifest: Digest  # of the plain artifact's manifest
+    digest: Digest  # of the plain artifact
+
+
+class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The sidecar of an artifact, `schema` first; see the module's docstring for how it is written."""
+
+    schema: Annotated[str, Meta(pattern=f"^{SCHEMA}$")] = SCHEMA
+    name: Annotated[str, Meta(min_length=1, max_length=255)]
+    format: Annotated[str, Meta(min_length=1, max_length=64)]
+    files: Annotated[tuple[FileEntry, ...], Meta(min_length=1)]
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    preprocess: tuple[dict[str, Any], ...] = ()
+    postprocess: tuple[dict[str, Any], ...] = ()
+    made_by: Step | None = None
+    metrics: dict[str, Any] = {}
+    lineage: tuple[Record, ...] = ()
+    annotations: dict[str, str] = {}
+    encryption: Encryption | None = None
+
+    @property
+    def digest(self) -> str:
+        """The artifact's digest: its file's sha256, or that of the `sha256sum` lines of its files, in order.
+
+        For a sealed artifact it is the digest of the plain artifact inside.
+        """
+        if self.encryption is not None:
+            return self.encryption.digest
+        return digests.of_files((entry.path, entry.sha256) for entry in self.files)
+
+    def record(self) -> Record:
+        """This artifact as its descendants' lineage remembers it."""
+        return Record(
+            name=self.name, format=self.format, digest=self.digest, made_by=self.made_by, metrics=self.metrics
+        )
+
+    def history(self) -> tuple[Record, ...]:
+        """The lineage with this artifact's own record at its end."""
+        return (*self.lineage, self.record())
+
+    def text(self) -> str:
+        """The manifest as it is written; the same manifest always gives the same text."""
+        plain = msgspec.to_builtins(self)
+        return json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def parse(data: bytes, name: str = "manifest") -> Manifest:
+    """The manifest in `data`, strictly read; ArtifactError says what is wrong with the one called `name`."""
+    plain = strict_json(data, name)
+    if isinstance(plain, dict) and plain.get("schema") != SCHEMA:
+        raise ArtifactError(f"{name}: schema is {str(plain.get('schema'))[:80]!r}, this modelctl reads {SCHEMA}")
+    try:
+        manifest = msgspec.convert(plain, Manifest)
+    except msgspec.ValidationError as error:
+        raise ArtifactError(f"{name}: not a manifest: {error}") from error
+    seen: set[str] = set()
+    for entry in manifest.files:
+        _refuse_path(entry.path, name)
+        if entry.path.casefold() in seen:
+            raise ArtifactError(f"{name}: lists {entry.path!r} twice")
+        seen.add(entry.path.casefold())
+    return manifest
+
+
+def strict_json(data: bytes, name: str) -> Any:
+    """What a JSON document says, without what JSON leaves open: no duplicate keys, no NaN, bounded size and depth."""
+    if len(data) > LIMIT_BYTES:
+        raise ArtifactError(f"{name}: {len(data)} bytes, at most {LIMIT_BYTES} are read")
+    depth = 0
+    # The closing quote is optional, so that a string without an end is read once and not again from each quote in it.
+    for bracket in re.findall(rb'(?s)"(?:[^"\\]|\\.)*"?|[\[\]{}]', data):
+        if bracket in (b"[", b"{"):
+            depth += 1
+            if depth > LIMIT_DEPTH:
+                raise ArtifactError(f"{name}: nested deeper than {LIMIT_DEPTH}")
+        elif bracket in (b"]", b"}"):
+            depth -= 1
+    try:
+        text = data.decode()
+        plain = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
+        json.dumps(plain, ensure_ascii=False).encode()  # an escaped half of a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{name}: not sound JSON: {error}") from error
+    return plain
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"duplicate key {twice!r}")
+    return found
+
+
+def _refuse_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{text} is out of range")
+    return value
+
+
+def _refuse_path(path: str, name: str) -> None:
+    parts = path.split("/")
+    if (
+        any(part in ("", ".", "..") for part in parts)
+        or any(ord(letter) < 32 or letter in '\\:*?"<>|\x7f' for letter in path)
+        or any(part.startswith(".") or part != part.strip() for part in parts)
+    ):
+        raise ArtifactError(f"{name}: lists the path {path!r}, which is not a plain one inside its folder")
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of the manifest, made from the types above; `schemas/` holds it for other languages."""
+    schema = msgspec.json.schema(Manifest)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "urn:modelctl:manifest:v1",
+        "title": "modelctl manifest",
+        **schema,
+    }

@@ -1,0 +1,422 @@
+"""Every knob of every step: one frozen dataclass a step, one field a knob, its meaning beside it.
+
+A field is annotated with its type and a `Knob`: the text that `--help` prints, its range, its flag where that is not
+the field's own name, and how the manifest remembers it. The command line, `modelctl.toml` and Python users all fill
+these same classes, so a default, a range and a help text are each written once. A repeatable knob is a tuple under a
+plural name (`recipients`), its flag the singular (`--recipient`).
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Self, get_type_hints
+
+import msgspec
+
+from modelctl.errors import UsageError
+
+
+class Remembered(StrEnum):
+    """How the manifest of a step's output remembers an option."""
+
+    VALUE = "value"  # as it stands; a Path by its name and the digest of its content
+    DATA = "data"  # a data reference: the name and digest of what it points at, and its selection
+    FACTORY = "factory"  # `module:name`: with the digests of the project's own files behind it
+    NOT = "not"  # not as an option: a place, a secret's source, a thread count; a key, whose id its step adds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knob:
+    """What one option means: help text with its unit, inclusive range, flag, and how it is remembered."""
+
+    text: str
+    low: float | None = None
+    high: float | None = None
+    flag: str | None = None
+    remembered: Remembered = Remembered.VALUE
+
+    def flag_of(self, name: str) -> str:
+        """The flag of the field `name`, `--max-drop` for `max_drop`, without the plural's s unless given here."""
+        return self.flag or "--" + name.replace("_", "-")
+
+
+def knob(
+    text: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    flag: str | None = None,
+    remembered: Remembered = Remembered.VALUE,
+) -> Knob:
+    """A `Knob`, with its text first."""
+    return Knob(text=text, low=low, high=high, flag=flag, remembered=remembered)
+
+
+class Method(StrEnum):
+    """How `quantize` lowers the number of bits."""
+
+    STATIC = "static"
+    DYNAMIC = "dynamic"
+    WEIGHT_ONLY = "weight-only"
+
+
+class Calibration(StrEnum):
+    """How static quantization finds the range of an activation."""
+
+    MINMAX = "minmax"
+    ENTROPY = "entropy"
+    PERCENTILE = "percentile"
+
+
+class Scope(StrEnum):
+    """Over what `prune` ranks the weights: all of them together, or each tensor by itself."""
+
+    GLOBAL = "global"
+    LAYER = "layer"
+
+
+class KeyType(StrEnum):
+    """What `keygen` makes: recipients' key pairs, a shared secret, or signing keys."""
+
+    RSA = "rsa"
+    AES = "aes"
+    ED25519 = "ed25519"
+
+
+class Metric(StrEnum):
+    """How `eval` scores answers against labels."""
+
+    AUTO = "auto"
+    TOP1 = "top1"
+    TOP5 = "top5"
+    F1 = "f1"
+    RMSE = "rmse"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What every step has."""
+
+    threads: Annotated[
+        int, knob("threads to use; 0: as many as the container grants", low=0, high=4096, remembered=Remembered.NOT)
+    ] = 0
+
+    def __post_init__(self) -> None:
+        for name, mark in knobs(type(self)).items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            low, high = mark.low, mark.high
+            if (low is not None and not value >= low) or (high is not None and not value <= high):
+                bounds = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
+                raise UsageError(f"{mark.flag_of(name)} {value:g}: must be {bounds}")
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """Options from plain values (a TOML table, parsed flags); UsageError names the one that does not fit."""
+        unknown = sorted(set(values) - set(knobs(cls)))
+        if unknown:
+            raise UsageError(f"unknown option: {unknown[0]}", f"one of: {', '.join(sorted(knobs(cls)))}")
+        try:
+            return msgspec.convert(dict(values), cls, dec_hook=lambda kind, value: kind(value))
+        except msgspec.ValidationError as error:
+            what, _, where = str(error).partition(" - at `$.")
+            name = where.partition("[")[0].rstrip("`")
+            flag = knobs(cls)[name].flag_of(name) if name in knobs(cls) else "options"
+            raise UsageError(f"{flag}: {what[:1].lower()}{what[1:]}") from error
+
+    def thread_count(self) -> int:
+        """Threads to use: as asked, else the cores that this process may run on and its cgroup's quota."""
+        return self.threads or granted_threads()
+
+
+def knobs(cls: type) -> dict[str, Knob]:
+    """The `Knob` of each field of an options class, in order."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name].__metadata__[0] for field in fields(cls)}
+
+
+@cache
+def granted_threads() -> int:
+    """How many cores the process may use: its CPU affinity, and the quota of its cgroup (v2, then v1)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for quota, period in (
+        (Path("/sys/fs/cgroup/cpu.max"), None),
+        (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")),
+    ):
+        try:
+            words = quota.read_text().split() + (period.read_text().split() if period else [])
+            granted = int(words[0]) / int(words[1])
+        except (OSError, ValueError, IndexError, ZeroDivisionError):
+            continue
+        if granted > 0:
+            return max(1, min(cores, round(granted)))
+    return cores
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions(Options):
+    """What every step has that makes an artifact."""
+
+    annotations: Annotated[
+        tuple[str, ...],
+        knob("key=value to keep in the manifest; repeatable", flag="--annotate", remembered=Remembered.NOT),
+    ] = ()
+    force: Annotated[
+        bool, knob("overwrite OUT even if this command would not make the same again", remembered=Remembered.NOT)
+    ] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for pair in self.annotations:
+            if not pair.partition("=")[0] or "=" not in pair:
+                raise UsageError(f"--annotate {pair}: not key=value", "--annotate commit=1a2b3c")
+
+    def annotation_map(self) -> dict[str, str]:
+        """The annotations as a mapping; a later pair wins over an earlier one of the same key."""
+        return {key: value for key, _, value in (pair.partition("=") for pair in self.annotations)}
+
+
+DATA = knob(
+    "samples: an .npz file or a folder of IDX files, with #split=train|test and #limit=N", remembered=Remembered.DATA
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredOptions(StepOptions):
+    """What the steps have that are measured on samples, and may be held to a budget."""
+
+    data: Annotated[str | None, DATA] = None
+    max_drop: Annotated[
+        float | None, knob("largest loss of the metric, in percentage points, else exit 1", low=0, high=100)
+    ] = None
+    min_speedup: Annotated[
+        float | None, knob("smallest speed relative to the input, else exit 1", low=0, high=1000)
+    ] = None
+    allow_regression: Annotated[bool, knob("accept a result that is slower or larger than the input")] = False
+    seed: Annotated[int, knob("seed of every random choice", low=0, high=2**32 - 1)] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_drop is not None and self.data is None:
+            raise UsageError("--max-drop needs samples to score", "add --data samples.npz")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpeningOptions(Options):
+    """What a command has that may be given a sealed artifact: the secrets that open it."""
+
+    identities: Annotated[
+        tuple[str, ...],
+        knob(
+            "RSA private key that opens a sealed file: path or env:NAME; repeatable",
+            flag="--identity",
+            remembered=Remembered.NOT,
+        ),
+    ] = ()
+    key_file: Annotated[
+        str | None, knob("AES key file that opens a sealed file: a path or env:NAME", remembered=Remembered.NOT)
+    ] = None
+    passphrase: Annotated[
+        str | None, knob("where the passphrase comes from: prompt, file:PATH or env:NAME", remembered=Remembered.NOT)
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(StepOptions):
+    """`export`: into ONNX, parity proven."""
+
+    weights: Annotated[Path | None, knob("state dict of the model: .pt, .pth or .safetensors")] = None
+    inputs: Annotated[tuple[str, ...], knob("an input: 'name:dtype[batch,1,28,28]'; repeatable", flag="--input")] = ()
+    opset: Annotated[int, knob("ONNX operator set version", low=18, high=24)] = 20
+    rtol: Annotated[float, knob("largest difference allowed, relative to the spread of the output", low=0)] = 1e-4
+    atol: Annotated[float, knob("largest difference allowed, absolute", low=0)] = 1e-6
+    data: Annotated[str | None, DATA] = None
+    allow_vacuous: Annotated[bool, knob("accept outputs that do not depend on the input")] = False
+    unsafe_pickle: Annotated[bool, knob("load a pickle that can run code; only for files you made yourself")] = False
+    seed: Annotated[int, knob("seed of the inputs that parity is checked on", low=0, high=2**32 - 1)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeOptions(MeasuredOptions):
+    """`quantize`: fewer bits."""
+
+    method: Annotated[Method | None, knob("how; by default static with --data, weight-only without")] = None
+    bits: Annotated[int, knob("bits of a weight", low=8, high=8)] = 8
+    calibration: Annotated[Calibration, knob("how the ranges of activations are found")] = Calibration.MINMAX
+    per_channel: Annotated[bool, knob("one scale a channel, not one a tensor", flag="--per-channel/--per-tensor")] = (
+        True
+    )
+    samples: Annotated[int, knob("samples to calibrate on", low=1)] = 512
+    op_types: Annotated[
+        tuple[str, ...], knob("operator type to quantize; repeatable; by default those that gain", flag="--op-type")
+    ] = ()
+    excludes: Annotated[tuple[str, ...], knob("node to leave in float; repeatable", flag="--exclude")] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneOptions(MeasuredOptions):
+    """`prune`: fewer weights."""
+
+    sparsity: Annotated[float | None, knob("share of the weights to set to zero, 0 to 1", low=0, high=1)] = None
+    threshold: Annotated[float | None, knob("set weights of a smaller magnitude to zero", low=0)] = None
+    keep: Annotated[int | None, knob("how many weights to keep: the exact top-k projection", low=0)] = None
+    scope: Annotated[Scope, knob("rank weights over the whole net or in each tensor")] = Scope.GLOBAL
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if [self.sparsity, self.threshold, self.keep].count(None) != 2:
+            raise UsageError("prune takes exactly one of --sparsity, --threshold, --keep", "--sparsity 0.5")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillOptions(StepOptions):
+    """`distill`: a smaller student."""
+
+    student: Annotated[str | None, knob("the student's code, module:factory", remembered=Remembered.FACTORY)] = None
+    student_size: Annotated[int | None, knob("largest number of parameters of a plain MLP or CNN student", low=1)] = (
+        None
+    )
+    data: Annotated[str | None, DATA] = None
+    temperature: Annotated[float, knob("temperature of the softened answers", low=0.01, high=1000)] = 4.0
+    alpha: Annotated[float, knob("weight of the teacher's answers against the labels, 0 to 1", low=0, high=1)] = 0.9
+    epochs: Annotated[int, knob("passes over the training samples", low=1)] = 5
+    batch_size: Annotated[int, knob("samples a step", low=1)] = 128
+    lr: Annotated[float, knob("largest learning rate of the one-cycle schedule", low=1e-9, high=10)] = 2e-3
+    max_drop: Annotated[
+        float | None,
+        knob("largest loss of accuracy against the teacher, in percentage points, else exit 1", low=0, high=100),
+    ] = None
+    seed: Annotated[int, knob("seed of weights and of the order of samples", low=0, high=2**32 - 1)] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.student is None) == (self.student_size is None):
+            raise UsageError("distill takes exactly one of --student, --student-size", "--student-size 50000")
+        if self.data is None:
+            raise UsageError("distill needs samples to learn from", "add --data samples.npz")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncryptOptions(StepOptions):
+    """`encrypt`: sealed for recipients, a key file or a passphrase."""
+
+    recipients: Annotated[
+        tuple[str, ...],
+        knob(
+            "RSA public key that may open it: a path or env:NAME; repeatable",
+            flag="--recipient",
+            remembered=Remembered.NOT,
+        ),
+    ] = ()
+    key_file: Annotated[
+        str | None, knob("AES key file that may open it: a path or env:NAME", remembered=Remembered.NOT)
+    ] = None
+    passphrase: Annotated[
+        str | None, knob("where the passphrase comes from: prompt, file:PATH or env:NAME", remembered=Remembered.NOT)
+    ] = None
+    private: Annotated[bool, knob("keep lineage and metrics out of the outer manifest")] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.recipients or self.key_file or self.passphrase):
+            raise UsageError("encrypt needs someone who may open the file", "add --recipient key.pub.pem")
+        if self.passphrase and (self.recipients or self.key_file):
+            raise UsageError("a passphrase stands alone: it can't be combined with --recipient or --key-file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecryptOptions(OpeningOptions):
+    """`decrypt`: back to the plain artifact, manifest and signature as they were."""
+
+    force: Annotated[bool, knob("overwrite OUT", remembered=Remembered.NOT)] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeygenOptions(Options):
+    """`keygen`: keys to encrypt for and to sign with."""
+
+    type: Annotated[KeyType, knob("rsa: recipients; aes: a shared secret; ed25519: signing")] = KeyType.ED25519
+    bits: Annotated[int, knob("size of an RSA key", low=2048, high=16384)] = 3072
+    force: Annotated[bool, knob("overwrite an existing key")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignOptions(Options):
+    """`sign`: a DSSE envelope over file and manifest."""
+
+    key: Annotated[str | None, knob("Ed25519 or RSA private key: a path or env:NAME", remembered=Remembered.NOT)] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions(Options):
+    """`verify`: the files, the chain, the signatures."""
+
+    keys: Annotated[
+        tuple[str, ...],
+        knob(
+            "public key that must have signed: a path or env:NAME; repeatable", flag="--key", remembered=Remembered.NOT
+        ),
+    ] = ()
+    roots: Annotated[
+        tuple[Path, ...], knob("trained checkpoint that the lineage must begin with; repeatable", flag="--root")
+    ] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushOptions(Options):
+    """`push`: into a store, under a tag."""
+
+    force: Annotated[bool, knob("move the tag even if it stands on something else")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullOptions(Options):
+    """`pull`: out of a store, verified on the way in."""
+
+    force: Annotated[bool, knob("overwrite files of another artifact")] = False
+    keys: Annotated[
+        tuple[str, ...],
+        knob(
+            "public key that must have signed: a path or env:NAME; repeatable", flag="--key", remembered=Remembered.NOT
+        ),
+    ] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(OpeningOptions):
+    """`eval`: accuracy, latency, size; gates."""
+
+    data: Annotated[str | None, DATA] = None
+    metric: Annotated[Metric, knob("how answers are scored; auto: top1 for integer labels, else rmse")] = Metric.AUTO
+    baseline: Annotated[Path | None, knob("model to compare with, timed in turns with this one")] = None
+    min_accuracy: Annotated[float | None, knob("smallest accuracy, 0 to 1, else exit 1", low=0, high=1)] = None
+    max_latency_ms: Annotated[
+        float | None, knob("largest median latency of a batch, in milliseconds, else exit 1", low=0)
+    ] = None
+    max_size_mb: Annotated[float | None, knob("largest size, in megabytes (10^6 bytes), else exit 1", low=0)] = None
+    max_drop: Annotated[
+        float | None, knob("largest loss against --baseline, in percentage points, else exit 1", low=0, high=100)
+    ] = None
+    min_speedup: Annotated[float | None, knob("smallest speed relative to --baseline, else exit 1", low=0)] = None
+    batch: Annotated[int, knob("samples in a timed batch", low=1)] = 1
+    seed: Annotated[int, knob("seed of the split of a single file", low=0, high=2**32 - 1)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(OpeningOptions):
+    """`serve`: answers over HTTP."""
+
+    host: Annotated[str, knob("address to listen on")] = "127.0.0.1"
+    port: Annotated[int, knob("port to listen on; 0: any free one", low=0, high=65535)] = 8080
+    name: Annotated[str | None, knob("name to serve a single model under; by default its file's")] = None
+    require_signature: Annotated[
+        str | None, knob("public key that must have signed every model: a path or env:NAME", remembered=Remembered.NOT)
+    ] = None
+    max_batch: Annotated[int, knob("most samples in one run of the model", low=1)] = 64
+    max_queue: Annotated[int, knob("most requests waiting for a model; more are answered 429", low=1)] = 256
+    max_body_mb: Annotated[float, knob("largest request body, in megabytes (10^6 bytes)", low=0.001)] = 64.0
+    timeout_s: Annotated[float, knob("longest time a request may wait for its answer, in seconds", low=0.01)] = 30.0

@@ -1,0 +1,141 @@
+"""How a step's options are remembered in the manifest, and what of a data or code reference is remembered.
+
+A path is remembered by its file name and the digest of its content: a changed calibration set is a changed option, and
+nobody's home folder leaks. A data reference `path#split=test&limit=100` keeps its selection. A factory `module:name`
+is remembered with the digests of its module's file and of the project's own files that it imports, found by reading
+their import statements, never by running them. A key leaves no trace here: the step that used it adds the key's id.
+"""
+
+import ast
+import sys
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from modelctl import digests
+from modelctl.errors import DataError, UsageError
+from modelctl.options import Options, Remembered, knobs
+
+
+@dataclass(frozen=True)
+class DataRef:
+    """A `--data` value taken apart: where the samples are, and which of them are meant."""
+
+    path: Path
+    split: str | None
+    limit: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> "DataRef":
+        """`path#split=train|test,limit=N`, parts of the selection joined by `,`, `&` or a further `#`."""
+        place, *rest = text.split("#")
+        selection = dict(parse_qsl("&".join(rest).replace(",", "&"), keep_blank_values=True))
+        unknown = sorted(set(selection) - {"split", "limit"})
+        split, limit = selection.get("split"), selection.get("limit")
+        if unknown or split not in (None, "train", "test") or (limit is not None and not _is_count(limit)):
+            wrong = unknown[0] if unknown else f"split={split}" if split not in (None, "train", "test") else limit
+            raise UsageError(f"--data {text}: can't select {wrong!r}", f"--data '{place}#split=test,limit=1000'")
+        path = Path(place)
+        if not path.exists():
+            raise DataError(f"{place}: no such file or folder")
+        return cls(path, split, int(limit) if limit else None)
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit() and 0 < int(text) < 2**31
+
+
+def options(given: Options) -> dict[str, Any]:
+    """`given` as the manifest keeps it: defaults included, what leaves no trace in the payload left out."""
+    remembered: dict[str, Any] = {}
+    for name, mark in knobs(type(given)).items():
+        value = getattr(given, name)
+        match mark.remembered:
+            case Remembered.NOT:
+                continue
+            case Remembered.DATA if value is not None:
+                ref = DataRef.parse(value)
+                picked = {"split": ref.split, "limit": ref.limit}
+                remembered[name] = path(ref.path) | {word: pick for word, pick in picked.items() if pick is not None}
+            case Remembered.FACTORY if value is not None:
+                remembered[name] = factory(value)
+            case _:
+                remembered[name] = _plain(value)
+    return remembered
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return path(value)
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return value
+
+
+def path(place: Path) -> dict[str, Any]:
+    """A file or folder as the manifest keeps it: its name and the digest of its content."""
+    if not place.exists():
+        raise UsageError(f"{place}: no such file")
+    return {"name": place.resolve().name, "sha256": digests.of_path(place)}
+
+
+def factory(reference: str) -> dict[str, Any]:
+    """`module:name` as the manifest keeps it: with the digest of each of the project's own files behind it."""
+    module, _, name = reference.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), name]):
+        raise UsageError(f"{reference}: not module:factory", "--student net:Student")
+    return {"name": reference, "files": dict(sorted(_sources(module).items()))}
+
+
+def _sources(module: str) -> dict[str, str]:
+    """Digests by relative path of the files below the current folder that `module` is made of, imports followed."""
+    root = Path.cwd()
+    found: dict[str, str] = {}
+    waiting = [module]
+    seen: set[str] = set()
+    while waiting:
+        wanted = waiting.pop()
+        if wanted in seen:
+            continue
+        seen.add(wanted)
+        file = _locate(wanted)
+        if file is None or not file.is_relative_to(root) or "site-packages" in file.parts:
+            continue
+        found[file.relative_to(root).as_posix()] = digests.of_file(file)
+        waiting.extend(_imports(file, wanted))
+    return found
+
+
+def _locate(module: str) -> Path | None:
+    """The source file of a module, by walking its packages without running them; the current folder comes first."""
+    places: list[str] | None = [str(Path.cwd()), *sys.path]
+    spec = None
+    for index in range(len(module.split("."))):
+        if places is None:
+            return None
+        spec = PathFinder.find_spec(".".join(module.split(".")[: index + 1]), places)
+        if spec is None:
+            return None
+        places = list(spec.submodule_search_locations) if spec.submodule_search_locations else None
+    return Path(spec.origin).resolve() if spec and spec.origin and spec.origin.endswith(".py") else None
+
+
+def _imports(file: Path, module: str) -> list[str]:
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    names = [module.rpartition(".")[0]] if "." in module else []
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(f"{file.name}: not Python that can be read: {error}") from error
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, *([base] if base else [])])
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return [name for name in names if name]

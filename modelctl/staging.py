@@ -1,0 +1,107 @@
+"""Files that appear together or not at all: a hidden folder beside the target, and renames in a careful order.
+
+`stage` yields a hidden folder beside the target, to be written into; `Stage.commit` syncs what is there, removes the
+old manifest, renames the files into place and the new manifest last. So whoever sees a manifest sees the files that it
+describes. However the block ends, the hidden folder is gone; what a killed process leaves is swept the next time
+something is written under that name, told apart from a living one's by the lock that the living hold.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelctl.errors import UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock: leftovers of a killed process are then left to the user
+    fcntl = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A hidden folder in which files take shape, and the folder in which they will stand."""
+
+    folder: Path
+    target: Path
+
+    def commit(self, names: Sequence[str], last: str, stale: Sequence[str] = ()) -> None:
+        """Move the files called `names` into the target folder, and the one called `last` after all others.
+
+        `stale` are names that must not stand beside the new files: those of an older version, its signature.
+        """
+        for name in (*names, last):
+            _sync(self.folder / name)
+        with _locked(self.target):
+            # Old manifest first: a crash in between leaves files without a manifest.
+            (self.target / last).unlink(missing_ok=True)
+            for name in set(stale) - set(names):
+                (self.target / name).unlink(missing_ok=True)
+            for name in (*names, last):
+                (self.folder / name).replace(self.target / name)
+            _sync(self.target)
+
+
+@contextlib.contextmanager
+def stage(target: Path, name: str) -> Iterator[Stage]:
+    """A `Stage` for files to appear in the folder `target`, under the lead of the one called `name`."""
+    if not target.is_dir():
+        raise UsageError(f"{target / name}: no such folder: {target}", f"mkdir -p {target}")
+    folder = target / f".{name}.tmp-{secrets.token_hex(6)}"
+    with _locked(target):
+        for left in target.iterdir():
+            if left.name.startswith(f".{name}.tmp-"):
+                _sweep(left)
+        folder.mkdir(mode=0o700)
+        handle = os.open(folder, os.O_RDONLY)
+        _try_lock(handle)
+    try:
+        yield Stage(folder, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _try_lock(handle: int) -> bool:
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _sweep(left: Path) -> None:
+    """Remove what a killed process left; what a living one still holds stays."""
+    if left.is_symlink() or not left.is_dir():
+        return
+    handle = os.open(left, os.O_RDONLY)
+    try:
+        if _try_lock(handle):
+            shutil.rmtree(left, ignore_errors=True)
+    finally:
+        os.close(handle)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
