@@ -240,7 +240,7 @@ def create(out: Path, origin: Origin) -> Iterator[Draft]:
     """The one door through which artifacts are written: yields a `Draft`, and commits it when the block ends well.
 
     The draft begins with the first parent's inputs, outputs and processing. UsageError before any work when `out` is
-    one of the parents, lies in no folder, or stands there and this origin would not make the same again (`force` aside).
+    one of the parents, lies in no folder, or stands there and this origin would not make it again (`force` aside).
     """
     fmt = format_of(out)
     _refuse_overwriting(out, origin)
