@@ -1,0 +1,112 @@
+"""ONNX files: read from verified bytes, written deterministically, weights above 1.5 GiB beside the file.
+
+The layout is ONNX's own (a `ModelProto` in protobuf, onnx/onnx.proto). Large tensors lie in `<file>.data`, 4096-byte
+aligned, as the external data of the ONNX specification (docs/ExternalData.md).
+"""
+
+from pathlib import Path, PurePosixPath
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx.external_data_helper import uses_external_data
+
+from modelctl.artifact import Payload
+from modelctl.errors import ArtifactError
+
+INLINE_LIMIT_BYTES = 3 << 29  # protobuf stops at 2 GiB
+DATA_SUFFIX = ".data"
+ALIGNMENT_BYTES = 4096
+
+
+def parse(payload: Payload) -> onnx.ModelProto:
+    """The model in a payload, its external weights taken in; ArtifactError if it is no sound ONNX model."""
+    name = payload.manifest.files[0].path
+    model = parse_bytes(payload.primary, name)
+    for tensor in external_tensors(model):
+        location, offset, length = place_of(tensor)
+        data = payload.files.get(location)
+        if data is None:
+            hint = f"modelctl export {name} -o model.onnx"
+            raise ArtifactError(f"{name}: keeps weights in {location!r}, which its manifest does not list", hint)
+        end = len(data) if length is None else offset + length
+        if offset > end or end > len(data):
+            raise ArtifactError(f"{name}: weight {tensor.name!r} reaches past the end of {location!r}")
+        tensor.raw_data = data[offset:end]
+        del tensor.external_data[:]
+        tensor.data_location = onnx.TensorProto.DEFAULT
+    return model
+
+
+def parse_bytes(data: bytes, name: str) -> onnx.ModelProto:
+    """The model in the bytes of one file called `name`, external weights left outside; ArtifactError if it is none."""
+    try:
+        model = onnx.ModelProto.FromString(data)
+    except DecodeError as error:
+        raise ArtifactError(f"{name}: not an ONNX model, or cut short") from error
+    if not model.HasField("graph") or not model.opset_import or not model.graph.output:
+        raise ArtifactError(f"{name}: not an ONNX model: {'empty' if not data else 'holds no graph'}")
+    return model
+
+
+def external_tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """The tensors, in the graph, its subgraphs, functions and attributes, whose data lie outside the model's file."""
+    found: list[onnx.TensorProto] = []
+    nodes = [node for function in model.functions for node in function.node]
+    graphs = [model.graph]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            found += [tensor for tensor in graph.initializer if uses_external_data(tensor)]
+            sparse = [part for one in graph.sparse_initializer for part in (one.values, one.indices)]
+            found += [tensor for tensor in sparse if uses_external_data(tensor)]
+            nodes += graph.node
+        while nodes:
+            for attribute in nodes.pop().attribute:
+                found += [tensor for tensor in (attribute.t, *attribute.tensors) if uses_external_data(tensor)]
+                graphs += [attribute.g] if attribute.HasField("g") else []
+                graphs += attribute.graphs
+    return found
+
+
+def place_of(tensor: onnx.TensorProto) -> tuple[str, int, int | None]:
+    """File name, offset and length (None: to the end) of an external tensor; ArtifactError if it leaves its folder."""
+    told = {entry.key: entry.value for entry in tensor.external_data}
+    location = told.get("location", "")
+    if not location or PurePosixPath(location).name != location or "\\" in location:
+        raise ArtifactError(f"weight {tensor.name!r} is kept in {location!r}, which is not a file beside the model")
+    try:
+        offset = int(told.get("offset", "0"))
+        length = int(told["length"]) if "length" in told else None
+    except ValueError as error:
+        raise ArtifactError(f"weight {tensor.name!r} has an external place that is not a number") from error
+    if offset < 0 or (length is not None and length < 0):
+        raise ArtifactError(f"weight {tensor.name!r} has a negative external place")
+    return location, offset, length
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model, the same bytes for the same model; weights go to `<file>.data` when all are above 1.5 GiB."""
+    if model.ByteSize() > INLINE_LIMIT_BYTES:
+        _move_out(model, path)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _move_out(model: onnx.ModelProto, path: Path) -> None:
+    beside = path.with_name(path.name + DATA_SUFFIX)
+    with beside.open("wb") as file:
+        for tensor in model.graph.initializer:
+            if len(tensor.raw_data) < ALIGNMENT_BYTES:
+                continue
+            file.write(b"\0" * (-file.tell() % ALIGNMENT_BYTES))
+            place = {"location": beside.name, "offset": str(file.tell()), "length": str(len(tensor.raw_data))}
+            file.write(tensor.raw_data)
+            tensor.ClearField("raw_data")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in place.items():
+                tensor.external_data.add(key=key, value=value)
+
+
+def payload_of(model: onnx.ModelProto, like: Payload) -> Payload:
+    """A model in memory as a payload that was never on disk, with the manifest of another one; for trying it out."""
+    name = like.manifest.files[0].path
+    return Payload(like.manifest, {name: model.SerializeToString(deterministic=True)})

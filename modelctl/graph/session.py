@@ -1,0 +1,94 @@
+"""Running ONNX: an onnxruntime session over verified bytes in memory, never over a path."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from modelctl.artifact import Payload
+from modelctl.errors import ArtifactError, DataError, UnsupportedError
+from modelctl.manifest import TensorSpec
+
+Tensors = Mapping[str, np.ndarray[Any, Any]]
+
+# onnxruntime's names of element types; every other one is numpy's.
+_DTYPES = {"float": "float32", "double": "float64"}
+_LOAD_ERRORS = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoSuchFile,
+    ort_errors.RuntimeException,
+    ort_errors.EPFail,
+)
+
+ort.set_default_logger_severity(4)  # what matters is raised; the rest is chatter
+
+
+class Session:
+    """A loaded model: what goes in, what comes out, and `run`."""
+
+    def __init__(self, payload: Payload, threads: int = 1) -> None:
+        """Load a payload; ArtifactError if it is no model that can be run, UnsupportedError if a kernel is missing."""
+        name = payload.manifest.files[0].path
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        _refuse_outside(payload)
+        beside = {path: data for path, data in payload.files.items() if path != name}
+        if beside:
+            sizes = [len(data) for data in beside.values()]
+            options.add_external_initializers_from_files_in_memory(list(beside), list(beside.values()), sizes)
+        try:
+            self._session = ort.InferenceSession(payload.primary, options, providers=["CPUExecutionProvider"])
+        except ort_errors.NotImplemented as error:
+            raise UnsupportedError(f"{name}: onnxruntime has no kernel for it: {_reason(error)}") from error
+        except _LOAD_ERRORS as error:
+            raise ArtifactError(f"{name}: onnxruntime can't load it: {_reason(error)}") from error
+        self.name = name
+        self.inputs = tuple(_spec(one) for one in self._session.get_inputs())
+        self.outputs = tuple(_spec(one) for one in self._session.get_outputs())
+
+    def run(self, feeds: Tensors) -> dict[str, np.ndarray[Any, Any]]:
+        """The outputs by name for inputs by name; DataError when they are not what the model takes."""
+        names = [one.name for one in self.outputs]
+        try:
+            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+        except (ort_errors.InvalidArgument, ValueError) as error:
+            raise DataError(f"{self.name}: can't take this input: {_reason(error)}") from error
+        except (ort_errors.Fail, ort_errors.RuntimeException) as error:
+            raise DataError(f"{self.name}: failed on this input: {_reason(error)}") from error
+
+
+def _refuse_outside(payload: Payload) -> None:
+    """onnxruntime would open any file that a model names as its weights; only those of the payload may be named."""
+    if b"location" not in payload.primary:
+        return
+    from modelctl.formats import onnx as onnx_format
+
+    name = payload.manifest.files[0].path
+    for tensor in onnx_format.external_tensors(onnx_format.parse_bytes(payload.primary, name)):
+        location, _, _ = onnx_format.place_of(tensor)
+        if location not in payload.files:
+            hint = f"modelctl export {name} -o model.onnx"
+            raise ArtifactError(f"{name}: keeps weights in {location!r}, which its manifest does not list", hint)
+
+
+def _spec(one: Any) -> TensorSpec:
+    """An input or output as the manifest describes it; a free dimension without a name is called after its place."""
+    inner = one.type.removeprefix("tensor(").removesuffix(")")
+    if inner == one.type:
+        raise UnsupportedError(f"{one.name}: is a {one.type}, and only tensors can be run")
+    shape = tuple(size if isinstance(size, int) else size or f"dim{axis}" for axis, size in enumerate(one.shape))
+    return TensorSpec(name=one.name, dtype=_DTYPES.get(inner, inner), shape=shape)
+
+
+def _reason(error: Exception) -> str:
+    """What onnxruntime says, without its code and the place in its source."""
+    text = str(error).removeprefix("[ONNXRuntimeError] : ")
+    parts = text.split(" : ")
+    return (" : ".join(parts[2:]) if len(parts) > 2 else text).strip().rstrip(".")[:300]
