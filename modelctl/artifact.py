@@ -6,6 +6,8 @@ when the block ends well. `Origin` says what an artifact is made from; it is wha
 """
 
 import contextlib
+import os
+import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,8 +81,10 @@ class Artifact:
             what = "is a folder, not a model file" if path.is_dir() else "no such file"
             raise ArtifactError(f"{path}: {what}")
         sidecar = manifest_path(path)
-        if not sidecar.is_file():
+        if not os.path.lexists(sidecar):
             return cls(path, _foreign(path), None)
+        if sidecar.is_symlink() or not sidecar.is_file():
+            raise ArtifactError(f"{sidecar}: is not a plain file, so it is no manifest")
         data = _read_at_most(sidecar, manifest.LIMIT_BYTES + 1)
         described = manifest.parse(data, str(sidecar))
         if described.files[0].path != path.name:
@@ -110,11 +114,8 @@ class Artifact:
         """The bytes of all files, checked against the manifest as they were read; IntegrityError if they differ."""
         files: dict[str, bytes] = {}
         for entry in self.manifest.files:
-            try:
-                data = self.file(entry).read_bytes()
-            except FileNotFoundError as error:
-                raise ArtifactError(f"{self.file(entry)}: no such file, but the manifest lists it") from error
-            if len(data) != entry.size or digests.of_bytes(data) != entry.sha256:
+            data = _read_entry(self.file(entry), entry.size)
+            if data is None or digests.of_bytes(data) != entry.sha256:
                 raise IntegrityError(f"{self.file(entry)}: the bytes are not the ones that its manifest describes")
             files[entry.path] = data
         return Payload(self.manifest, files)
@@ -139,7 +140,22 @@ def _read_at_most(path: Path, limit: int) -> bytes:
         return file.read(limit)
 
 
+def _read_entry(path: Path, size: int) -> bytes | None:
+    """A listed file's bytes, or None when it is not `size` bytes long; a pipe is never waited for."""
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode) or found.st_size != size:
+                return None
+            data = file.read(size + 1)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ArtifactError(f"{path}: no such file, but the manifest lists it") from error
+    return data if len(data) == size else None
+
+
 def _foreign(path: Path) -> Manifest:
+    if not path.name.isprintable():
+        raise ArtifactError(f"{path}: its name holds characters that a manifest can't keep")
     entry = FileEntry(path=path.name, size=path.stat().st_size, sha256=digests.of_file(path))
     return Manifest(name=model_name(path), format=format_of(path), files=(entry,))
 
@@ -239,11 +255,10 @@ class Draft:
 def create(out: Path, origin: Origin) -> Iterator[Draft]:
     """The one door through which artifacts are written: yields a `Draft`, and commits it when the block ends well.
 
-    The draft begins with the first parent's inputs, outputs and processing. UsageError before any work when `out` is
-    one of the parents, lies in no folder, or stands there and this origin would not make it again (`force` aside).
+    The draft begins with the first parent's inputs, outputs and processing. UsageError before any work when `out` can't
+    be the name of an artifact or may not be written, see `check_out`.
     """
-    fmt = format_of(out)
-    _refuse_overwriting(out, origin)
+    check_out(out, origin)
     with stage(out.parent, out.name) as staged:
         draft = Draft(staged.folder / out.name)
         if origin.parents:
@@ -251,45 +266,63 @@ def create(out: Path, origin: Origin) -> Iterator[Draft]:
             draft.inputs, draft.outputs = first.inputs, first.outputs
             draft.preprocess, draft.postprocess = first.preprocess, first.postprocess
         yield draft
-        files = _hashed(staged.folder, out.name, draft.known)
-        made_by = msgspec.structs.replace(origin.made_by, choices=draft.choices)
-        made = Manifest(
-            name=model_name(out),
-            format=fmt,
-            files=files,
-            made_by=msgspec.structs.replace(made_by, parents=()) if draft.private else made_by,
-            annotations=origin.options.annotation_map(),
-            encryption=draft.encryption,
-        )
-        if not draft.private:
-            made = msgspec.structs.replace(
-                made,
-                inputs=draft.inputs,
-                outputs=draft.outputs,
-                preprocess=draft.preprocess,
-                postprocess=draft.postprocess,
-                metrics=draft.metrics,
-                lineage=origin.lineage,
-            )
+        made = _described(out, origin, draft, _hashed(staged.folder, out.name, draft.known))
         sidecar = staged.folder / (out.name + manifest.SUFFIX)
         sidecar.write_bytes(made.text().encode())
-        staged.commit([entry.path for entry in files], sidecar.name, stale=left_behind(out))
+        manifest.parse(sidecar.read_bytes(), str(manifest_path(out)))  # what is written can be read
+        names = [entry.path for entry in made.files]
+        staged.commit(names, sidecar.name, stale=lambda: _replaced(out, origin, names))
 
 
-def left_behind(out: Path) -> list[str]:
-    """Names beside `out` that an older version of it put there and a newer one must not find: files, signature."""
-    names = [out.name + manifest.SIGNATURE_SUFFIX]
-    with contextlib.suppress(ArtifactError):
-        names += [entry.path for entry in Artifact.open(out).manifest.files if "/" not in entry.path]
-    return names
+def _described(out: Path, origin: Origin, draft: Draft, files: tuple[FileEntry, ...]) -> Manifest:
+    made_by = msgspec.structs.replace(origin.made_by, choices=draft.choices)
+    made = Manifest(
+        name=model_name(out),
+        format=format_of(out),
+        files=files,
+        made_by=msgspec.structs.replace(made_by, parents=()) if draft.private else made_by,
+        annotations=origin.options.annotation_map(),
+        encryption=draft.encryption,
+    )
+    if draft.private:
+        return made
+    return msgspec.structs.replace(
+        made,
+        inputs=draft.inputs,
+        outputs=draft.outputs,
+        preprocess=draft.preprocess,
+        postprocess=draft.postprocess,
+        metrics=draft.metrics,
+        lineage=origin.lineage,
+    )
 
 
-def _refuse_overwriting(out: Path, origin: Origin) -> None:
+def check_out(out: Path, origin: Origin) -> None:
+    """Refuse, with a UsageError, an `out` that can't be written or that stands and would be lost.
+
+    It must have the suffix of a format, a name that a manifest can keep, and a folder to lie in; it may be no link, no
+    folder and no file of a parent; and what stands there must be of this very origin, unless the options `force` it.
+    """
+    format_of(out)
+    try:
+        manifest.check_path(out.name, str(out))
+    except ArtifactError as error:
+        raise UsageError(
+            f"{out}: no name for an artifact: hidden, or with a character that not every system has"
+        ) from error
+    if not out.parent.is_dir():
+        raise UsageError(f"{out}: no such folder: {out.parent}", f"mkdir -p {out.parent}")
     if out.is_dir() or out.is_symlink():
         raise UsageError(f"{out}: is a {'link' if out.is_symlink() else 'folder'}, not a file to write")
-    if any(out.resolve() == parent.path.resolve() for parent in origin.parents):
-        raise UsageError(f"{out}: is the input itself; a step leaves its input alone", "choose another name with -o")
-    if origin.options.force or not out.exists():
+    if not out.exists():
+        return
+    for parent in origin.parents:
+        files = [parent.path, *(parent.file(entry) for entry in parent.manifest.files)]
+        if any(file.exists() and file.samefile(out) for file in files):
+            raise UsageError(
+                f"{out}: is the input itself; a step leaves its input alone", "choose another name with -o"
+            )
+    if origin.options.force:
         return
     with contextlib.suppress(ArtifactError):
         if origin.made(Artifact.open(out).manifest):
@@ -297,9 +330,38 @@ def _refuse_overwriting(out: Path, origin: Origin) -> None:
     raise UsageError(f"{out}: stands already, and this command would not make the same", "add --force to replace it")
 
 
+def left_behind(out: Path) -> list[str]:
+    """Names beside `out` that an older version of it put there and a newer one must not find: files, signature.
+
+    A file whose bytes are not those of the old manifest is nothing that the older version put there.
+    """
+    names = [out.name + manifest.SIGNATURE_SUFFIX]
+    with contextlib.suppress(ArtifactError):
+        standing = Artifact.open(out)
+        for entry in standing.manifest.files:
+            file = standing.file(entry)
+            ours = file == out or (file.is_file() and not file.is_symlink() and digests.of_file(file) == entry.sha256)
+            if "/" not in entry.path and ours:
+                names.append(entry.path)
+    return names
+
+
+def _replaced(out: Path, origin: Origin, names: Sequence[str]) -> list[str]:
+    """`left_behind(out)`, after a last look whether what is to be replaced may be."""
+    check_out(out, origin)
+    stale = left_behind(out)
+    for name in names:
+        beside = out.with_name(name)
+        if name != out.name and name not in stale and os.path.lexists(beside) and not origin.options.force:
+            raise UsageError(f"{beside}: stands already, and is no file of {out.name}", "add --force to replace it")
+    return stale
+
+
 def _hashed(folder: Path, primary: str, known: Mapping[str, tuple[int, str]]) -> tuple[FileEntry, ...]:
     entries = []
     for name in sorted((file.name for file in folder.iterdir()), key=lambda name: (name != primary, name)):
         size, sha256 = known.get(name) or ((folder / name).stat().st_size, digests.of_file(folder / name))
         entries.append(FileEntry(path=name, size=size, sha256=sha256))
+    if not entries or entries[0].path != primary:
+        raise RuntimeError(f"a step ended well without having written {primary}")
     return tuple(entries)

@@ -25,7 +25,7 @@ def of_file(path: Path) -> str:
 def of_lines(entries: Iterable[tuple[str, str]]) -> str:
     """The digest of several files, given as (path, digest of the file) in their order."""
     lines = "".join(f"{digest}  {path}\n" for path, digest in entries)
-    return of_bytes(lines.encode())
+    return of_bytes(lines.encode(errors="surrogateescape"))  # as the bytes that an odd name has on disk
 
 
 def of_files(entries: Iterable[tuple[str, str]]) -> str:

@@ -3,13 +3,16 @@
 What checks here asks of content is answered with IntegrityError (exit status 1); signatures are `crypto.signing`'s.
 """
 
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from modelctl import digests, manifest
-from modelctl.artifact import Artifact, manifest_path
-from modelctl.errors import IntegrityError
+from modelctl.artifact import Artifact
+from modelctl.errors import ArtifactError, IntegrityError
 from modelctl.manifest import Manifest
+
+SIDECARS = (manifest.SUFFIX, manifest.SIGNATURE_SUFFIX)
 
 
 def check(model: Artifact) -> None:
@@ -43,17 +46,14 @@ def _between(model: Artifact, path: str) -> Iterable[Path]:
 
 def _unlisted(model: Artifact, listed: set[str]) -> set[str]:
     """Names that begin as the primary file's does and a dot, but are neither listed, sidecars, nor other artifacts'."""
-    found = set()
     prefix = model.path.name + "."
-    for file in model.path.parent.iterdir():
-        name = file.name
-        if not name.startswith(prefix) or name in listed:
-            continue
-        if name in (model.path.name + manifest.SUFFIX, model.path.name + manifest.SIGNATURE_SUFFIX):
-            continue
-        owner = name.removesuffix(manifest.SUFFIX).removesuffix(manifest.SIGNATURE_SUFFIX)
-        if not manifest_path(model.path.with_name(owner)).is_file():
-            found.add(name)
+    found = {file.name for file in model.path.parent.iterdir() if file.name.startswith(prefix)}
+    found -= listed | {model.path.name + suffix for suffix in SIDECARS}
+    for sidecar in sorted(name for name in found if name.endswith(manifest.SUFFIX)):
+        other = sidecar.removesuffix(manifest.SUFFIX)
+        with contextlib.suppress(ArtifactError):
+            described = Artifact.open(model.path.with_name(other)).manifest
+            found -= {entry.path for entry in described.files} | {other + suffix for suffix in SIDECARS}
     return found
 
 

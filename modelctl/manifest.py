@@ -22,7 +22,10 @@ SIGNATURE_SUFFIX = ".dsse.json"
 LIMIT_BYTES = 4 << 20
 LIMIT_DEPTH = 64
 
-Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", description="lowercase hex sha256")]
+# The lengths are there because `$` alone, in Python, lets a line break follow.
+Digest = Annotated[
+    str, Meta(pattern="^[0-9a-f]{64}$", min_length=64, max_length=64, description="lowercase hex sha256")
+]
 
 
 class FileEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,7 +41,7 @@ class TensorSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     name: str
     dtype: str
-    shape: tuple[int | str, ...]
+    shape: tuple[Annotated[int, Meta(ge=0)] | str, ...]
 
 
 class Step(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,7 +78,7 @@ class Encryption(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The sidecar of an artifact, `schema` first; see the module's docstring for how it is written."""
 
-    schema: Annotated[str, Meta(pattern=f"^{SCHEMA}$")] = SCHEMA
+    schema: Annotated[str, Meta(pattern=f"^{SCHEMA}$", max_length=len(SCHEMA))] = SCHEMA
     name: Annotated[str, Meta(min_length=1, max_length=255)]
     format: Annotated[str, Meta(min_length=1, max_length=64)]
     files: Annotated[tuple[FileEntry, ...], Meta(min_length=1)]
@@ -124,11 +127,12 @@ def parse(data: bytes, name: str = "manifest") -> Manifest:
         manifest = msgspec.convert(plain, Manifest)
     except msgspec.ValidationError as error:
         raise ArtifactError(f"{name}: not a manifest: {error}") from error
-    seen: set[str] = set()
+    primary = manifest.files[0].path
+    seen: set[str] = {(primary + suffix).casefold() for suffix in (SUFFIX, SIGNATURE_SUFFIX)}
     for entry in manifest.files:
-        _refuse_path(entry.path, name)
+        check_path(entry.path, name)
         if entry.path.casefold() in seen:
-            raise ArtifactError(f"{name}: lists {entry.path!r} twice")
+            raise ArtifactError(f"{name}: lists {entry.path!r} twice, or lists its own sidecar")
         seen.add(entry.path.casefold())
     return manifest
 
@@ -175,11 +179,17 @@ def _finite(text: str) -> float:
     return value
 
 
-def _refuse_path(path: str, name: str) -> None:
+def check_path(path: str, name: str) -> None:
+    """Refuse, with an ArtifactError of the manifest called `name`, a path that is not a plain one inside its folder.
+
+    Plain is what every system can hold and every terminal can show: relative, no `.` or `..`, no hidden part, nothing
+    that is not printable, none of the characters that Windows keeps for itself.
+    """
     parts = path.split("/")
     if (
         any(part in ("", ".", "..") for part in parts)
-        or any(ord(letter) < 32 or letter in '\\:*?"<>|\x7f' for letter in path)
+        or not path.isprintable()
+        or any(letter in '\\:*?"<>|' for letter in path)
         or any(part.startswith(".") or part != part.strip() for part in parts)
     ):
         raise ArtifactError(f"{name}: lists the path {path!r}, which is not a plain one inside its folder")

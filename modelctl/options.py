@@ -6,6 +6,7 @@ these same classes, so a default, a range and a help text are each written once.
 plural name (`recipients`), its flag the singular (`--recipient`).
 """
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -39,8 +40,12 @@ class Knob:
     remembered: Remembered = Remembered.VALUE
 
     def flag_of(self, name: str) -> str:
-        """The flag of the field `name`, `--max-drop` for `max_drop`, without the plural's s unless given here."""
+        """The flag of the field `name`: `--max-drop` for `max_drop` unless another one is given."""
         return self.flag or "--" + name.replace("_", "-")
+
+    def variable_of(self, name: str) -> str:
+        """The environment variable of the field `name`, by its flag: `MODELCTL_MAX_DROP`."""
+        return "MODELCTL_" + self.flag_of(name).partition("/")[0].lstrip("-").replace("-", "_").upper()
 
 
 def knob(
@@ -109,6 +114,8 @@ class Options:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
+            if not math.isfinite(value):
+                raise UsageError(f"{mark.flag_of(name)} {value}: must be a finite number")
             low, high = mark.low, mark.high
             if (low is not None and not value >= low) or (high is not None and not value <= high):
                 bounds = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
@@ -133,10 +140,20 @@ class Options:
         return self.threads or granted_threads()
 
 
-def knobs(cls: type) -> dict[str, Knob]:
+def knobs(cls: type) -> Mapping[str, Knob]:
     """The `Knob` of each field of an options class, in order."""
+    return {name: mark for name, (_, mark) in fields_of(cls).items()}
+
+
+def fields_of(cls: type) -> Mapping[str, tuple[Any, Knob]]:
+    """The type and the `Knob` of each field of an options class, in order."""
+    return _fields_of(cls)
+
+
+@cache
+def _fields_of(cls: type) -> Mapping[str, tuple[Any, Knob]]:
     hints = get_type_hints(cls, include_extras=True)
-    return {field.name: hints[field.name].__metadata__[0] for field in fields(cls)}
+    return {field.name: (hints[field.name].__origin__, hints[field.name].__metadata__[0]) for field in fields(cls)}
 
 
 @cache
@@ -174,6 +191,8 @@ class StepOptions(Options):
         for pair in self.annotations:
             if not pair.partition("=")[0] or "=" not in pair:
                 raise UsageError(f"--annotate {pair}: not key=value", "--annotate commit=1a2b3c")
+            if not pair.isprintable():
+                raise UsageError(f"--annotate {pair}: holds a character that can't be printed")
 
     def annotation_map(self) -> dict[str, str]:
         """The annotations as a mapping; a later pair wins over an earlier one of the same key."""

@@ -9,7 +9,6 @@ their import statements, never by running them. A key leaves no trace here: the 
 import ast
 import sys
 from dataclasses import dataclass
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -17,6 +16,9 @@ from urllib.parse import parse_qsl
 from modelctl import digests
 from modelctl.errors import DataError, UsageError
 from modelctl.options import Options, Remembered, knobs
+
+_INSTALLED = {"site-packages", "dist-packages"}
+_STDLIB = Path(ast.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class DataRef:
             wrong = unknown[0] if unknown else f"split={split}" if split not in (None, "train", "test") else limit
             raise UsageError(f"--data {text}: can't select {wrong!r}", f"--data '{place}#split=test,limit=1000'")
         path = Path(place)
-        if not path.exists():
+        if not place or not path.exists():
             raise DataError(f"{place}: no such file or folder")
         return cls(path, split, int(limit) if limit else None)
 
@@ -100,26 +102,27 @@ def _sources(module: str) -> dict[str, str]:
         if wanted in seen:
             continue
         seen.add(wanted)
-        file = _locate(wanted)
-        if file is None or not file.is_relative_to(root) or "site-packages" in file.parts:
-            continue
-        found[file.relative_to(root).as_posix()] = digests.of_file(file)
-        waiting.extend(_imports(file, wanted))
+        file = _locate(wanted, root)
+        if file is not None:
+            found[file.relative_to(root).as_posix()] = digests.of_file(file)
+            waiting.extend(_imports(file, wanted))
     return found
 
 
-def _locate(module: str) -> Path | None:
-    """The source file of a module, by walking its packages without running them; the current folder comes first."""
-    places: list[str] | None = [str(Path.cwd()), *sys.path]
-    spec = None
-    for index in range(len(module.split("."))):
-        if places is None:
-            return None
-        spec = PathFinder.find_spec(".".join(module.split(".")[: index + 1]), places)
-        if spec is None:
-            return None
-        places = list(spec.submodule_search_locations) if spec.submodule_search_locations else None
-    return Path(spec.origin).resolve() if spec and spec.origin and spec.origin.endswith(".py") else None
+def _locate(module: str, root: Path) -> Path | None:
+    """The source file of a module of the project: below `root`, first from there, then from the import path's folders.
+
+    Looked up by hand: `importlib` runs a package in order to look into it.
+    """
+    places = [root, *(Path(place) for place in sys.path if place)]
+    for place in places:
+        if not place.is_relative_to(root) or not _INSTALLED.isdisjoint(place.parts) or place.is_relative_to(_STDLIB):
+            continue
+        stem = place.joinpath(*module.split("."))
+        for file in (stem / "__init__.py", stem.with_name(stem.name + ".py")):
+            if file.is_file():
+                return file
+    return None
 
 
 def _imports(file: Path, module: str) -> list[str]:

@@ -7,10 +7,14 @@ something is written under that name, told apart from a living one's by the lock
 """
 
 import contextlib
+import errno
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +25,9 @@ try:
 except ImportError:  # Windows has no flock: leftovers of a killed process are then left to the user
     fcntl = None  # type: ignore[assignment]
 
+# What a full disk, a quota, a size limit and a read-only folder say: they are the matter of the file to be written.
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -29,17 +36,19 @@ class Stage:
     folder: Path
     target: Path
 
-    def commit(self, names: Sequence[str], last: str, stale: Sequence[str] = ()) -> None:
+    def commit(self, names: Sequence[str], last: str, stale: Sequence[str] | Callable[[], Sequence[str]] = ()) -> None:
         """Move the files called `names` into the target folder, and the one called `last` after all others.
 
-        `stale` are names that must not stand beside the new files: those of an older version, its signature.
+        `stale` are names that must not stand beside the new files: those of an older version, its signature. Given as
+        a function, it is asked when nobody else can commit into the folder any more, and may refuse by raising.
         """
         for name in (*names, last):
             _sync(self.folder / name)
-        with _locked(self.target):
+        with _locked(self.target), _undisturbed():
+            gone = stale() if callable(stale) else stale
             # Old manifest first: a crash in between leaves files without a manifest.
             (self.target / last).unlink(missing_ok=True)
-            for name in set(stale) - set(names):
+            for name in set(gone) - set(names):
                 (self.target / name).unlink(missing_ok=True)
             for name in (*names, last):
                 (self.folder / name).replace(self.target / name)
@@ -48,22 +57,51 @@ class Stage:
 
 @contextlib.contextmanager
 def stage(target: Path, name: str) -> Iterator[Stage]:
-    """A `Stage` for files to appear in the folder `target`, under the lead of the one called `name`."""
+    """A `Stage` for files to appear in the folder `target`, under the lead of the one called `name`.
+
+    UsageError when there is no such folder; an OSError of a full disk or a read-only folder names `target / name`.
+    """
     if not target.is_dir():
         raise UsageError(f"{target / name}: no such folder: {target}", f"mkdir -p {target}")
     folder = target / f".{name}.tmp-{secrets.token_hex(6)}"
-    with _locked(target):
-        for left in target.iterdir():
-            if left.name.startswith(f".{name}.tmp-"):
-                _sweep(left)
-        folder.mkdir(mode=0o700)
-        handle = os.open(folder, os.O_RDONLY)
-        _try_lock(handle)
+    handle = -1
     try:
+        with _locked(target):
+            for left in target.iterdir():
+                if re.fullmatch(re.escape(f".{name}.tmp-") + "[0-9a-f]{12}", left.name):
+                    _sweep(left)
+            folder.mkdir(mode=0o700)
+            handle = os.open(folder, os.O_RDONLY)
+            _try_lock(handle)
         yield Stage(folder, target)
+    except OSError as error:
+        inside = error.filename is None or str(folder) in str(error.filename)
+        if inside and (error.errno in _CANNOT_WRITE or handle < 0):
+            raise OSError(error.errno, error.strerror, str(target / name)) from error
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(handle)
+        if handle >= 0:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold back Ctrl-C and a request to end until the block is through, so that renames happen together."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are answered in the main thread only
+        return
+    heard: list[int] = []
+    usual = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in usual:
+            signal.signal(number, lambda number, _frame: heard.append(number))
+        yield
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+    for number in heard:
+        signal.raise_signal(number)
 
 
 @contextlib.contextmanager
