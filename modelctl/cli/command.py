@@ -62,12 +62,12 @@ def plan(origin: Origin, out: Path) -> Report:
 
 
 def command(
-    app: typer.Typer, options: type[Options] | None = None, name: str | None = None
+    app: typer.Typer, options: type[Options] | None = None, name: str | None = None, *, plans: bool = False
 ) -> Callable[[Callable[..., Answer]], Callable[..., Answer]]:
     """Register a function as a command of `app`.
 
     Its parameter `options` is replaced by one flag for each knob of the options class, `shell` is filled in, and the
-    flags that every command has are added.
+    flags that every command has are added; `--dry-run` where it makes an artifact, or `plans` otherwise.
     """
 
     def register(body: Callable[..., Answer]) -> Callable[..., Answer]:
@@ -76,7 +76,7 @@ def command(
             for parameter, hint in _hinted(body)
             if parameter.name not in ("options", "shell")
         ]
-        makes = options is not None and issubclass(options, StepOptions)
+        makes = plans or (options is not None and issubclass(options, StepOptions))
 
         def run(**given: Any) -> None:
             console = Console(

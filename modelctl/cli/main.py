@@ -16,7 +16,7 @@ from modelctl import __version__
 from modelctl.cli.console import Console
 from modelctl.errors import ModelctlError, UsageError
 
-COMMANDS = ("quantize",)
+COMMANDS = ("quantize", "run")
 COMMANDS_ALL = (
     "export",
     "quantize",
