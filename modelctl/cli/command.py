@@ -1,20 +1,22 @@
 """How a function becomes a command: its options class turns into flags, its answer is printed, its errors explained."""
 
 import contextlib
+import copy
 import inspect
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
+from typer.models import ArgumentInfo
 
-from modelctl.artifact import Artifact, Origin
-from modelctl.cli.console import Console, Teller
-from modelctl.options import Options, StepOptions, knobs
+from modelctl.artifact import Artifact, Origin, check_out
+from modelctl.cli.console import Console
+from modelctl.cli.teller import Teller
+from modelctl.options import Options, StepOptions, fields_of, knobs
 from modelctl.report import Report
 
 Answer = Artifact | Report | None
@@ -29,6 +31,14 @@ ALWAYS = {
     "no_progress": Annotated[bool, typer.Option("--no-progress", help="draw no progress bars")],
 }
 DRY_RUN = Annotated[bool, typer.Option("--dry-run", help="print the plan and do nothing")]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A command line that has been understood: how to talk, and what to do."""
+
+    console: Console
+    act: Callable[[], None]
 
 
 @dataclass
@@ -49,7 +59,11 @@ class Shell:
 
 
 def plan(origin: Origin, out: Path) -> Report:
-    """What a step would do: its options as they would be remembered, its parents, and whether `out` stands already."""
+    """What a step would do: its options as they would be remembered, its parents, and whether `out` stands already.
+
+    Whatever `create` would refuse before any work is refused here.
+    """
+    check_out(out, origin)
     current = origin.is_current(out)
     facts = {
         "step": origin.step,
@@ -78,7 +92,7 @@ def command(
         ]
         makes = plans or (options is not None and issubclass(options, StepOptions))
 
-        def run(**given: Any) -> None:
+        def run(**given: Any) -> Run:
             console = Console(
                 command=name or body.__name__,
                 as_json=given.pop("as_json"),
@@ -86,20 +100,7 @@ def command(
                 verbose=given.pop("verbose"),
                 bars=not given.pop("no_progress"),
             )
-            dry_run = given.pop("dry_run", False)
-            if options is not None:
-                flags = {field.name: given.pop(field.name) for field in fields(options)}
-                given["options"] = options.parse({key: _plain(one) for key, one in flags.items() if one is not None})
-            progress = console.progress()
-            if "shell" in inspect.signature(body).parameters:
-                given["shell"] = Shell(console, progress, dry_run)
-            try:
-                # Whatever a library prints is chatter; only results go to stdout.
-                with contextlib.redirect_stdout(sys.stderr):
-                    answer = body(**given)
-            finally:
-                progress.close()
-            console.result(answer)
+            return Run(console, lambda: _act(body, options, console, given))
 
         flags = [*_flags(options), *((_parameter("dry_run", DRY_RUN, False),) if makes else ())]
         always = [_parameter(key, hint, False) for key, hint in ALWAYS.items()]
@@ -112,12 +113,37 @@ def command(
     return register
 
 
+def _act(body: Callable[..., Answer], options: type[Options] | None, console: Console, given: dict[str, Any]) -> None:
+    dry_run = given.pop("dry_run", False)
+    if options is not None:
+        flags = {name: given.pop(name) for name in knobs(options)}
+        given["options"] = options.parse({key: _plain(one) for key, one in flags.items() if one is not None})
+    progress = Teller(console)
+    if "shell" in inspect.signature(body).parameters:
+        given["shell"] = Shell(console, progress, dry_run)
+    # Whatever a library prints is chatter; only results go to stdout. The bar goes while it still has the streams.
+    with contextlib.redirect_stdout(console.err), contextlib.closing(progress):
+        answer = body(**given)
+    console.result(answer)
+
+
 def _hinted(body: Callable[..., Answer]) -> list[tuple[inspect.Parameter, Any]]:
     hints = get_type_hints(body, include_extras=True)
     signature = inspect.signature(body)
     return [
-        (one.replace(kind=inspect.Parameter.KEYWORD_ONLY), hints[one.name]) for one in signature.parameters.values()
+        (one.replace(kind=inspect.Parameter.KEYWORD_ONLY), _shouted(one.name, hints[one.name]))
+        for one in signature.parameters.values()
     ]
+
+
+def _shouted(name: str, hint: Any) -> Any:
+    """An argument's hint, by which the help calls it MODEL rather than model."""
+    kind, *marks = (hint.__origin__, *hint.__metadata__) if get_origin(hint) is Annotated else (hint,)
+    if not marks or not isinstance(marks[0], ArgumentInfo) or marks[0].metavar:
+        return hint
+    mark = copy.copy(marks[0])
+    mark.metavar = name.upper()
+    return Annotated[kind, mark]
 
 
 def _parameter(name: str, hint: Any, default: Any) -> inspect.Parameter:
@@ -129,23 +155,26 @@ def _flags(options: type[Options] | None) -> list[inspect.Parameter]:
     if options is None:
         return []
     found = []
-    for name, mark in knobs(options).items():
-        hint, default = _flag_type(options, name)
-        flag = typer.Option(mark.flag_of(name), help=mark.text, envvar=f"MODELCTL_{name.upper()}", show_envvar=False)
+    for name, (kind, mark) in fields_of(options).items():
+        hint, default, metavar = _flag_type(kind, getattr(options, name))
+        flag = typer.Option(mark.flag_of(name), help=mark.text, metavar=metavar, envvar=mark.variable_of(name))
+        flag.show_envvar = False
         found.append(_parameter(name, Annotated[hint, flag], default))
     return found
 
 
-def _flag_type(options: type[Options], name: str) -> tuple[Any, Any]:
-    """The type that typer parses for a knob, and its default: a tuple is a list there, an optional stays optional."""
-    hint = get_args(get_type_hints(options, include_extras=True)[name])[0]
-    default = getattr(options, name)
-    if get_origin(hint) is tuple:
-        return list[get_args(hint)[0]] | None, None  # type: ignore[misc]
-    if get_origin(hint) in (Union, UnionType):
-        (inner,) = (one for one in get_args(hint) if one is not NoneType)
-        return inner | None, default
-    return hint, default
+def _flag_type(kind: Any, default: Any) -> tuple[Any, Any, str | None]:
+    """The type that typer parses for a knob, its default, and what the help calls a value if typer's word is odd.
+
+    A tuple is a list there, an optional stays optional.
+    """
+    if get_origin(kind) is tuple:
+        inner = get_args(kind)[0]
+        return list[inner] | None, None, f"<{inner.__name__.lower()}>"  # type: ignore[valid-type]
+    if get_origin(kind) in (Union, UnionType):
+        (inner,) = (one for one in get_args(kind) if one is not NoneType)
+        return inner | None, default, None
+    return kind, default, None
 
 
 def _plain(value: Any) -> Any:

@@ -1,9 +1,10 @@
 """Every word that modelctl prints: results on stdout, everything else on stderr, one JSON document where asked."""
 
+import contextlib
 import json
+import math
 import os
 import sys
-import time
 import traceback
 from dataclasses import dataclass, field
 from typing import Any, TextIO
@@ -12,7 +13,11 @@ from modelctl.artifact import Artifact, manifest_path
 from modelctl.errors import ModelctlError
 from modelctl.report import Report
 
-QUIET_PERIOD_S = 30.0
+STOPPED = {130: "interrupted", 143: "terminated", 129: "terminated"}
+
+
+class OutputGone(Exception):  # noqa: N818 - it says what happened, and is no error of ours
+    """Whoever read what we print has stopped reading."""
 
 
 @dataclass
@@ -27,23 +32,15 @@ class Console:
     out: TextIO = field(default_factory=lambda: sys.stdout)
     err: TextIO = field(default_factory=lambda: sys.stderr)
 
-    def progress(self) -> "Teller":
-        """A listener for a step."""
-        return Teller(self)
-
     def result(self, answer: "Artifact | Report | None") -> None:
         """Print what a command gave back."""
-        if answer is None:
-            return
         if self.as_json:
-            self._document(True, result=facts_of(answer))
+            self._document(True, result=None if answer is None else facts_of(answer))
         elif isinstance(answer, Report):
-            for line in answer.lines or plain_lines(answer.facts):
-                print(line, file=self.out)
-        else:
-            print(f"{answer.path}  {answer.size_bytes} bytes  sha256:{answer.digest}", file=self.out)
-            for line in plain_lines(answer.manifest.metrics):
-                print(f"  {line}", file=self.out)
+            self._say(*(answer.lines or plain_lines(answer.facts)))
+        elif answer is not None:
+            head = f"{answer.path}  {answer.size_bytes} bytes  sha256:{answer.digest}"
+            self._say(head, *(f"  {line}" for line in plain_lines(answer.manifest.metrics)))
 
     def error(self, error: ModelctlError | OSError) -> int:
         """Print what went wrong, and return the exit status."""
@@ -51,45 +48,87 @@ class Console:
         if self.as_json:
             self._document(False, error={"kind": type(error).__name__, "message": message, "hint": hint})
         else:
-            print(f"modelctl: error: {message}", file=self.err)
-            if hint:
-                print(f"modelctl: hint: {hint}", file=self.err)
+            self.tell(f"modelctl: error: {message}", *([f"modelctl: hint: {hint}"] if hint else []))
         if self.verbose:
-            traceback.print_exception(error, file=self.err)
+            self.tell(*_trace(error))
         return status
 
     def bug(self, error: BaseException) -> int:
         """Print a traceback and the request to report it."""
-        traceback.print_exception(error, file=self.err)
-        print("modelctl: this is a bug in modelctl; please report it with the lines above", file=self.err)
+        self.tell(*_trace(error), "modelctl: this is a bug in modelctl; please report it with the lines above")
         if self.as_json:
-            message = f"{type(error).__name__}: {error}"
+            message = one_line(f"{type(error).__name__}: {error}")
             self._document(False, error={"kind": "Bug", "message": message, "hint": None})
         return 70
 
-    def interrupted(self) -> int:
-        """Say that Ctrl-C was heard."""
-        print("modelctl: interrupted", file=self.err)
+    def stopped(self, status: int) -> int:
+        """Say that Ctrl-C or a request to end was heard."""
+        word = STOPPED[status]
+        self.tell(f"modelctl: {word}")
         if self.as_json:
-            self._document(False, error={"kind": "Interrupted", "message": "interrupted", "hint": None})
-        return 130
+            self._document(False, error={"kind": word.capitalize(), "message": word, "hint": None})
+        return status
+
+    def tell(self, *lines: str) -> None:
+        """Print lines for a person, on stderr."""
+        with contextlib.suppress(OSError):  # a full disk behind stderr: there is nowhere left to say it
+            _print(self.err, lines)
+
+    def _say(self, *lines: str) -> None:
+        try:
+            _print(self.out, lines)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, "standard output") from error
 
     def _document(self, ok: bool, **content: Any) -> None:
-        document = {"command": self.command, "ok": ok, **content}
-        print(json.dumps(document, indent=2, ensure_ascii=False, default=str), file=self.out)
+        # Escaped beyond ASCII: half a surrogate pair or a control character of an odd name is then harmless.
+        document = {"command": self.command, "ok": ok, **_finite(content)}
+        self._say(*json.dumps(document, indent=2, default=str, allow_nan=False).splitlines())
+
+
+def _print(file: TextIO, lines: "tuple[str, ...] | list[str]") -> None:
+    if not lines:
+        return
+    try:
+        print("\n".join(visible(line) for line in lines), file=file, flush=True)
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):  # what is still buffered has nowhere to go
+            os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise OutputGone from error
+        raise
+
+
+def _trace(error: BaseException) -> list[str]:
+    return "".join(traceback.format_exception(error)).splitlines()
+
+
+def _finite(value: Any) -> Any:
+    """`value` as JSON can hold it: a number that is not finite becomes null."""
+    if isinstance(value, dict):
+        return {str(key): _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def explain(error: ModelctlError | OSError) -> tuple[str, str | None, int]:
     """One line of what went wrong, a hint, and the exit status."""
     if isinstance(error, ModelctlError):
         return one_line(error.message), error.hint and one_line(error.hint), error.exit_code
-    what = (error.strerror or str(error)).lower()
-    return one_line(f"{error.filename}: {what}" if error.filename else what), None, 2
+    what = error.strerror.lower() if isinstance(error.strerror, str) else str(error) or type(error).__name__
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else ""
+    return one_line(f"{name}: {what}" if name else what), None, 2
 
 
 def one_line(text: str) -> str:
     """`text` without line breaks and control characters, which a hostile file may have put there."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+def visible(line: str) -> str:
+    """`line` with a mark in place of each character that would steer the terminal, its columns kept."""
+    return line if line.isprintable() else "".join(one if one.isprintable() else "\ufffd" for one in line)
 
 
 def facts_of(answer: "Artifact | Report") -> dict[str, Any]:
@@ -111,7 +150,7 @@ def plain_lines(facts: dict[str, Any], prefix: str = "") -> list[str]:
     """Nested facts as `a.b  value` lines, their values aligned."""
     flat = list(_flat(facts, prefix))
     width = max((len(name) for name, _ in flat), default=0)
-    return [f"{name:<{width}}  {value}" for name, value in flat]
+    return [f"{name:<{width}}  {value}".rstrip() for name, value in flat]
 
 
 def _flat(value: Any, name: str) -> list[tuple[str, str]]:
@@ -126,52 +165,3 @@ def _flat(value: Any, name: str) -> list[tuple[str, str]]:
 
 def _word(value: Any) -> str:
     return one_line(f"{value:.6g}" if isinstance(value, float) else str(value))
-
-
-class Teller:
-    """A `Progress`: a bar on a terminal, a line every 30 s elsewhere, nothing when quiet."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self._bar: Any = None
-        self._task: Any = None
-        self._what = ""
-        self._told_at = time.monotonic()
-        self._on_terminal = console.bars and not console.quiet and console.err.isatty()
-
-    def advance(self, what: str, done: int, total: int | None = None, unit: str = "") -> None:
-        """See `Progress.advance`."""
-        if self._on_terminal:
-            self._draw(what, done, total)
-        elif not self.console.quiet and time.monotonic() - self._told_at >= QUIET_PERIOD_S:
-            self._told_at = time.monotonic()
-            print(f"modelctl: {what}: {done}{f' of {total}' if total else ''} {unit}".rstrip(), file=self.console.err)
-
-    def note(self, text: str) -> None:
-        """See `Progress.note`."""
-        if not self.console.quiet:
-            (self._bar.console.print if self._bar else self._print)(f"modelctl: note: {one_line(text)}")
-
-    def _print(self, text: str) -> None:
-        print(text, file=self.console.err)
-
-    def _draw(self, what: str, done: int, total: int | None) -> None:
-        from rich.console import Console as RichConsole
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        if self._bar is None:
-            shown = RichConsole(file=self.console.err, no_color="NO_COLOR" in os.environ, highlight=False, markup=False)
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=shown, transient=True)
-            self._bar.start()
-        if what != self._what:
-            if self._task is not None:
-                self._bar.remove_task(self._task)
-            self._what, self._task = what, self._bar.add_task(what, total=total)
-        self._bar.update(self._task, completed=done, total=total)
-
-    def close(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None

@@ -1,22 +1,25 @@
 """The program: finds the command, runs it, and turns whatever happened into an exit status.
 
-0 done · 1 the answer is no · 2 could not · 70 a bug · 130 Ctrl-C
+0 done · 1 the answer is no · 2 could not · 70 a bug · 130 Ctrl-C · 143 asked to end · 141 nobody reads the output
 """
 
-import os
 import signal
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.main import get_command
 
 from modelctl import __version__
-from modelctl.cli.console import Console
-from modelctl.errors import ModelctlError, UsageError
+from modelctl.cli.command import Run
+from modelctl.cli.console import STOPPED, Console, OutputGone
+from modelctl.cli.usage import explained
+from modelctl.errors import ModelctlError
 
-COMMANDS = ("quantize", "run")
+COMMANDS = ("quantize", "push", "pull", "run")
 COMMANDS_ALL = (
     "export",
     "quantize",
@@ -70,6 +73,7 @@ def _print_version(wanted: bool) -> None:
 
 
 def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # once is enough: the cleaning up is not to be disturbed
     raise SystemExit(128 + number)  # so that every `with` and `finally` on the way out is run
 
 
@@ -81,29 +85,46 @@ def status_of(argv: list[str]) -> int:
         verbose="-v" in argv or "--verbose" in argv,
     )
     try:
-        status: Any = build()(args=argv, prog_name="modelctl", standalone_mode=False)
+        # Typer only parses. The command runs outside of it: it would take a broken socket for a closed pipe and exit
+        # without a word, and the EOFError of a short file for Ctrl-D.
+        parsed: Any = get_command(build())(args=argv, prog_name="modelctl", standalone_mode=False)
+        if isinstance(parsed, Run):
+            console = parsed.console
+            parsed.act()
+            return 0
+        return console.stopped(parsed) if parsed in STOPPED else int(parsed or 0)
     except ModelctlError as error:
         return console.error(error)
     except typer.TyperException as error:
-        hint = f"modelctl {console.command} --help" if console.command in COMMANDS else "modelctl --help"
-        message = error.format_message().rstrip(".")
-        return console.error(UsageError(message[:1].lower() + message[1:], hint))
+        if not argv:  # the "error" is the help text
+            console.tell(*error.format_message().splitlines())
+            return 2
+        return console.error(explained(error, argv, COMMANDS))
     except (KeyboardInterrupt, typer.Abort):
-        return console.interrupted()
-    except BrokenPipeError:
-        # Whoever read our output has gone; what is still buffered has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return console.stopped(130)
+    except SystemExit as gone:
+        if gone.code in STOPPED:
+            return console.stopped(int(gone.code or 0))
+        raise
+    except OutputGone:
         return 141
     except OSError as error:
         return console.error(error)
     except Exception as error:  # noqa: BLE001 - the one place where a bug is met
         return console.bug(error)
-    if status == 130:  # with standalone_mode off, typer returns what Ctrl-C would have exited with
-        return console.interrupted()
-    return status if isinstance(status, int) else 0
 
 
 def main() -> NoReturn:
     """The entry point of the `modelctl` script."""
-    signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(status_of(sys.argv[1:]))
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks stops nothing
+    try:
+        status = status_of(sys.argv[1:])
+    except OutputGone:  # while telling of something else
+        status = 141
+    sys.exit(status)
