@@ -1,0 +1,170 @@
+"""What a model is worth, before and after a step: accuracy, agreement, latency, size; and the law that a step keeps.
+
+The law: no step writes an output that can't be loaded, that is over the budget it was given, or, unless that is
+allowed, slower or larger than its input. `compare` measures, `judge` says no.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from modelctl.artifact import Payload
+from modelctl.data import Data
+from modelctl.data.samples import Array, Samples
+from modelctl.errors import CheckFailed, DataError
+from modelctl.formats import onnx as onnx_format
+from modelctl.graph import latency, scores, weights
+from modelctl.graph.session import Session, Tensors
+from modelctl.options import MeasuredOptions, Metric
+from modelctl.progress import Progress, silent
+
+BATCH = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """On what a model is measured: samples (None: random inputs), their data's digest, the metric, and how to time."""
+
+    samples: Samples | None = None
+    data: str = ""
+    metric: Metric = Metric.AUTO
+    batch: int = 1
+    threads: int = 1
+    seed: int = 0
+    seconds: float = latency.SECONDS
+
+
+def answers(model: Session, samples: Samples, progress: Progress = silent) -> Array:
+    """The model's first output for all samples, [N, …]; CheckFailed if there is NaN or infinity in it.
+
+    Where the model takes batches of a fixed size only, the last one is filled up with its own first sample.
+    """
+    fixed = model.inputs[0].shape[0]
+    size = fixed if isinstance(fixed, int) else BATCH
+    name = model.outputs[0].name
+    found = []
+    done = 0
+    for batch in samples.batches(size):
+        missing = size - len(batch) if isinstance(fixed, int) else 0
+        feeds = {
+            key: np.concatenate([array, array[:1].repeat(missing, 0)]) if missing else array
+            for key, array in batch.inputs.items()
+        }
+        out = np.asarray(model.run(feeds)[name])
+        if out.shape[:1] != (len(batch) + missing,):
+            raise DataError(f"{model.name}: {len(batch)} samples give an output {name!r} of shape {list(out.shape)}")
+        found.append(out[: len(batch)])
+        done += len(batch)
+        progress.advance(f"running {model.name}", done, len(samples), "samples")
+    all_of_them = np.concatenate(found)
+    if all_of_them.dtype.kind == "f" and not np.isfinite(all_of_them).all():
+        raise CheckFailed(f"{model.name}: answers NaN or infinity")
+    return all_of_them
+
+
+def describe(payload: Payload) -> dict[str, Any]:
+    """What needs no running: `{size_bytes, parameters, sparsity}`."""
+    counted = weights.count(onnx_format.parse(payload))
+    size = sum(map(len, payload.files.values()))
+    return {"size_bytes": size, "parameters": counted.parameters, "sparsity": round(counted.sparsity, 6)}
+
+
+def examine(model: Payload, trial: Trial, progress: Progress = silent) -> dict[str, Any]:
+    """One model by itself: `describe`, `accuracy` where there are labels, and `latency`."""
+    session = Session(model, trial.threads)
+    facts = describe(model)
+    if trial.samples is not None and trial.samples.labels is not None:
+        found = answers(session, trial.samples, progress)
+        facts["accuracy"] = scores.score(trial.metric, found, trial.samples, trial.data)
+    timed = latency.alone(session, feeds(session, trial), trial.seconds)
+    return facts | {"latency": timed | machine(session, trial)}
+
+
+def compare(before: Payload, after: Payload, trial: Trial, progress: Progress = silent) -> dict[str, Any]:
+    """Two models on the same samples, timed in turns: the metrics of a step that makes `after` from `before`.
+
+    `describe` of `after`, `size_bytes_before` and `size_ratio` (before to after); with samples what
+    `scores.agreement` says; with labels also `accuracy`, `accuracy_before`, `drop_pp`; `latency` with `before` and
+    `speedup` inside. DataError if the two don't take and give the same.
+    """
+    old, new = Session(before, trial.threads), Session(after, trial.threads)
+    _check_alike(old, new)
+    facts = describe(after)
+    facts["size_bytes_before"] = sum(map(len, before.files.values()))
+    facts["size_ratio"] = round(facts["size_bytes_before"] / facts["size_bytes"], 3)
+    if trial.samples is not None:
+        facts |= _score(answers(old, trial.samples, progress), answers(new, trial.samples, progress), trial)
+    progress.advance("timing in turns", 0, 1)
+    was, now, speedup = latency.in_turns(old, new, feeds(old, trial), feeds(new, trial), trial.seconds)
+    facts["latency"] = now | machine(new, trial) | {"before": was, "speedup": speedup.facts()}
+    return facts
+
+
+def judge(name: str, facts: dict[str, Any], options: MeasuredOptions, same_graph: bool = False) -> None:
+    """Hold what `compare` found against the law; CheckFailed names every gate that was not met, wanted and found.
+
+    `same_graph`: only values changed, so that a speed below the input's can be nothing but the machine's noise.
+    """
+    speedup = facts["latency"]["speedup"]
+    missed = []
+    if options.max_drop is not None and facts["drop_pp"] > options.max_drop:
+        missed.append(
+            f"loses {facts['drop_pp']:.2f} points of {facts['accuracy']['metric']}, at most {options.max_drop:g}"
+        )
+    if options.min_speedup is not None and speedup["value"] < options.min_speedup:
+        missed.append(f"runs at ×{speedup['value']:.2f} of the input, at least ×{options.min_speedup:g} was asked for")
+    elif not (options.allow_regression or same_graph) and speedup["high"] < latency.SLOWER_BELOW:
+        missed.append(
+            f"is slower than its input: ×{speedup['value']:.2f} (×{speedup['low']:.2f} to ×{speedup['high']:.2f})"
+        )
+    if not options.allow_regression and facts["size_bytes"] > facts["size_bytes_before"]:
+        missed.append(f"is larger than its input: {facts['size_bytes']} bytes, was {facts['size_bytes_before']}")
+    if missed:
+        raise CheckFailed(f"{name}: not accepted: the result {'; it '.join(missed)}")
+
+
+def trial_on(data: Data | None, options: MeasuredOptions) -> Trial:
+    """How a step measures: on the test part of `data`; DataError if a budget needs labels and there are none."""
+    samples = None if data is None else data.test
+    if samples is not None and options.max_drop is not None:
+        scores.labels_of(samples)
+    digest = "" if data is None else data.sha256
+    return Trial(samples=samples, data=digest, threads=options.thread_count(), seed=options.seed)
+
+
+def feeds(model: Session, trial: Trial) -> Tensors:
+    """One batch to time a model on: the first samples, again from the start if they are too few, or random inputs."""
+    size = _batch(model, trial)
+    if trial.samples is None:
+        return latency.random_feeds(model.inputs, size, trial.seed)
+    return trial.samples.pick(np.arange(size) % len(trial.samples)).inputs
+
+
+def machine(model: Session, trial: Trial) -> dict[str, Any]:
+    """Under which conditions a latency was taken."""
+    return {"batch": _batch(model, trial), "threads": trial.threads, "cpu": latency.cpu_name()}
+
+
+def _batch(model: Session, trial: Trial) -> int:
+    fixed = model.inputs[0].shape[:1] if model.inputs else ()
+    return fixed[0] if fixed and isinstance(fixed[0], int) else trial.batch
+
+
+def _score(before: Array, after: Array, trial: Trial) -> dict[str, Any]:
+    if before.shape != after.shape:
+        raise DataError(f"the two models answer differently: {list(before.shape)} and {list(after.shape)}")
+    facts: dict[str, Any] = dict(scores.agreement(before, after))
+    if trial.samples is not None and trial.samples.labels is not None:
+        was = scores.score(trial.metric, before, trial.samples, trial.data)
+        now = scores.score(trial.metric, after, trial.samples, trial.data)
+        lost = round(scores.drop_pp(was, now, trial.samples), 4)
+        facts = {"accuracy": now, "accuracy_before": was, "drop_pp": lost} | facts
+    return facts
+
+
+def _check_alike(old: Session, new: Session) -> None:
+    was, now = ([(one.name, one.dtype, len(one.shape)) for one in side.inputs] for side in (old, new))
+    if was != now:
+        told = " and ".join(", ".join(f"{one[0]} ({one[1]})" for one in side) or "nothing" for side in (was, now))
+        raise DataError(f"{new.name}: takes other inputs than {old.name}, so the two can't be compared: {told}")

@@ -1,0 +1,137 @@
+"""How good answers are: accuracy and its 95 % interval, error, and how far two models agree.
+
+Sources: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927), for
+the interval of a share; B. Efron, "Bootstrap methods: another look at the jackknife", Ann. Statist. 7 (1979), for the
+others.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from modelctl.data.samples import Array, Samples
+from modelctl.errors import DataError
+from modelctl.options import Metric
+
+Z = 1.959964  # the normal distribution's 97.5 % quantile
+RESAMPLES = 200
+
+
+def score(metric: Metric, answers: Array, samples: Samples, data: str) -> dict[str, Any]:
+    """How well `answers` [N, …] fit the samples' labels: `{metric, value, low, high, samples, data}`.
+
+    top1, top5 and f1 (macro) are shares of 1, higher is better; rmse is in the labels' unit, lower is better. `data` is
+    the digest to be named. DataError when there are no labels, or none that this metric can be computed from.
+    """
+    labels = labels_of(samples)
+    metric = chosen(metric, samples)
+    check(metric, answers, labels)
+    if metric in (Metric.TOP1, Metric.TOP5):
+        right = int(hits(answers, labels, 1 if metric is Metric.TOP1 else 5).sum())
+        value, (low, high) = right / len(labels), wilson(right, len(labels))
+    else:
+        measure = f1_macro if metric is Metric.F1 else rmse
+        answers = answers.argmax(axis=1) if metric is Metric.F1 else answers
+        value = measure(answers, labels)
+        low, high = bootstrap(measure, answers, labels)
+    told = {"metric": str(metric), "value": value, "low": low, "high": high, "samples": len(labels)}
+    return told | {"data": data}
+
+
+def labels_of(samples: Samples) -> Array:
+    """The labels; DataError if there are none."""
+    if samples.labels is None:
+        raise DataError("the samples have no labels to score answers against", "add an array 'y' to the .npz file")
+    return samples.labels
+
+
+def chosen(metric: Metric, samples: Samples) -> Metric:
+    """The metric that `auto` stands for: top1 for classes, rmse for float targets."""
+    if metric is not Metric.AUTO:
+        return metric
+    return Metric.TOP1 if labels_of(samples).dtype.kind == "i" else Metric.RMSE
+
+
+def check(metric: Metric, answers: Array, labels: Array) -> None:
+    """DataError unless answers and labels have the shapes and kinds that the metric needs."""
+    found = f"answers {answers.dtype}{list(answers.shape)} and labels {labels.dtype}{list(labels.shape)}"
+    if metric is Metric.RMSE:
+        if math.prod(answers.shape) != math.prod(labels.shape) or len(answers) != len(labels):
+            raise DataError(f"rmse needs as many answers as labels, found {found}")
+        return
+    if answers.ndim != 2 or answers.shape[1] < 2 or labels.dtype.kind != "i":
+        raise DataError(f"{metric} needs answers [N, classes] and integer labels, found {found}", "--metric rmse")
+    if labels.min() < 0 or labels.max() >= answers.shape[1]:
+        classes = answers.shape[1]
+        raise DataError(f"labels run from {labels.min()} to {labels.max()}, but the model answers {classes} classes")
+
+
+def hits(answers: Array, labels: Array, count: int) -> Array:
+    """Whether the label is among the `count` highest of each row; of equal answers the earlier class goes first."""
+    own = np.take_along_axis(answers, labels[:, np.newaxis], axis=1)
+    earlier = np.arange(answers.shape[1]) < labels[:, np.newaxis]
+    rank = ((answers > own) | ((answers == own) & earlier)).sum(axis=1)
+    hit: Array = rank < count
+    return hit
+
+
+def f1_macro(predicted: Array, labels: Array) -> float:
+    """The mean over the classes that occur of 2·TP / (2·TP + FP + FN)."""
+    size = int(max(predicted.max(), labels.max())) + 1
+    right = np.bincount(labels[predicted == labels], minlength=size)
+    total = np.bincount(labels, minlength=size) + np.bincount(predicted, minlength=size)
+    return float((2 * right[total > 0] / total[total > 0]).mean())
+
+
+def rmse(answers: Array, targets: Array) -> float:
+    """The root of the mean squared difference."""
+    difference = answers.astype(np.float64).reshape(len(targets), -1) - targets.reshape(len(targets), -1)
+    return float(np.sqrt(np.mean(difference**2)))
+
+
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, `right` of `total`."""
+    share, z2 = right / total, Z * Z
+    centre = share + z2 / (2 * total)
+    spread = Z * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total))
+    scale = 1 + z2 / total
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def bootstrap(measure: Callable[[Array, Array], float], answers: Array, labels: Array) -> tuple[float, float]:
+    """The 95 % percentile interval of a measure over `RESAMPLES` resamples, always the same ones."""
+    random = np.random.default_rng(0)
+    rows = (random.integers(0, len(labels), len(labels)) for _ in range(RESAMPLES))
+    found = [measure(answers[one], labels[one]) for one in rows]
+    low, high = np.percentile(found, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def drop_pp(before: dict[str, Any], after: dict[str, Any], samples: Samples) -> float:
+    """What was lost from one score to the other, in percentage points; negative if something was gained.
+
+    An rmse has no percentage points: its rise is given in hundredths of the labels' standard deviation.
+    """
+    lost = float(before["value"] - after["value"])
+    if before["metric"] == Metric.RMSE:
+        lost = -lost / (float(labels_of(samples).std()) or 1.0)
+    return 100 * lost
+
+
+def agreement(before: Array, after: Array) -> dict[str, float]:
+    """How alike two models' answers are, labels aside.
+
+    `agreement`: the share of samples with the same highest class, for answers [N, classes]; `max_error`: the largest
+    difference; `relative_error`: the root mean squared difference over the standard deviation of `before`.
+    """
+    difference = after.astype(np.float64) - before.astype(np.float64)
+    spread = float(before.astype(np.float64).std()) or 1.0
+    told = {
+        "max_error": float(np.abs(difference).max()),
+        "relative_error": float(np.sqrt(np.mean(difference**2))) / spread,
+    }
+    if before.ndim == 2 and before.shape[1] > 1:
+        told = {"agreement": float((before.argmax(axis=1) == after.argmax(axis=1)).mean())} | told
+    return told

@@ -1,0 +1,123 @@
+"""The weights of a graph: which initializers they are, how many numbers they hold, and how many of those are zero.
+
+Sources: the operators' own specifications (onnx/docs/Operators.md; onnxruntime docs/ContribOperators.md for those of
+`com.microsoft`).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+# Where an operator takes a quantized tensor, its scale, its zero point.
+_QUANTIZED = {
+    "DequantizeLinear": ((0, 1, 2),),
+    "QuantizeLinear": ((0, 1, 2),),
+    "QLinearConv": ((0, 1, 2), (3, 4, 5), (8, -1, -1)),
+    "QLinearMatMul": ((0, 1, 2), (3, 4, 5)),
+    "MatMulInteger": ((0, -1, 2), (1, -1, 3)),
+    "ConvInteger": ((0, -1, 2), (1, -1, 3)),
+    "DynamicQuantizeMatMul": ((1, 2, 3),),
+    "MatMulIntegerToFloat": ((1, 3, 5),),
+    "DynamicQuantizeLSTM": ((1, 8, 9), (2, 10, 11)),
+    "GatherBlockQuantized": ((0, 2, 3),),
+}
+_OUTPUT_SCALES = {"QLinearConv": (6, 7), "QLinearMatMul": (6, 7)}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How many numbers a graph's weights hold, and which share of those in tensors of rank ≥ 2 is zero."""
+
+    parameters: int
+    sparsity: float
+
+
+def count(model: onnx.ModelProto) -> Weights:
+    """Count float weights and quantized ones; scales, zero points, shapes and indices are not weights."""
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = list(_nodes(model.graph))
+    points, described = _quantized(nodes)
+    parameters = ranked = zeros = 0
+    for name, tensor in held.items():
+        if name in described or not (tensor.data_type in FLOATS or name in points):
+            continue
+        size = math.prod(list(tensor.dims))
+        parameters += size
+        if len(tensor.dims) < 2 or size == 0:
+            continue
+        ranked += size
+        zeros += _zeros(tensor, held.get(points.get(name, "")))
+    return Weights(parameters, zeros / ranked if ranked else 0.0)
+
+
+def prunable(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """The float initializers of rank ≥ 2 that some node computes with, in the graph's order."""
+    used = {name for node in _nodes(model.graph) for name in node.input}
+    return [
+        tensor
+        for tensor in model.graph.initializer
+        if tensor.data_type in FLOATS and len(tensor.dims) >= 2 and 0 not in tensor.dims and tensor.name in used
+    ]
+
+
+def is_quantized(model: onnx.ModelProto) -> bool:
+    """Whether any part of the graph computes with quantized numbers already."""
+    return any(
+        node.op_type in _QUANTIZED or node.op_type in ("DynamicQuantizeLinear", "MatMulNBits")
+        for node in _nodes(model.graph)
+    )
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """All nodes, those of subgraphs too."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+                yield from _nodes(inner)
+
+
+def _quantized(nodes: list[onnx.NodeProto]) -> tuple[dict[str, str], set[str]]:
+    """The zero point's name ("" for none) by that of each quantized tensor, and the names of scales and zero points."""
+    points: dict[str, str] = {}
+    described: set[str] = set()
+    for node in nodes:
+
+        def at(place: int, node: onnx.NodeProto = node) -> str:
+            return node.input[place] if 0 <= place < len(node.input) else ""
+
+        for value, scale, point in _QUANTIZED.get(node.op_type, ()):
+            points[at(value)] = at(point)
+            described |= {at(scale), at(point)}
+        described |= {at(place) for place in _OUTPUT_SCALES.get(node.op_type, ())}
+        if node.op_type in ("MatMulInteger", "ConvInteger"):  # their scale goes into a Mul that follows
+            described.add(at(1).removesuffix("_quantized") + "_scale")
+        if node.op_type == "MatMulNBits":
+            points[at(1)] = at(3)
+            described |= {at(2), at(3)}
+    points.pop("", None)
+    return points, described - {""}
+
+
+def _zeros(tensor: onnx.TensorProto, point: onnx.TensorProto | None) -> int:
+    """How many numbers of a weight stand for zero: those equal to the zero point of their tensor or channel."""
+    values = numpy_helper.to_array(tensor)
+    if point is None:
+        return int(np.count_nonzero(values == 0))
+    zero = numpy_helper.to_array(point)
+    if zero.size == 1:
+        return int(np.count_nonzero(values == zero.reshape(())))
+    if not zero.any():
+        return int(np.count_nonzero(values == 0))
+    fitting = [axis for axis, length in enumerate(values.shape) if length == zero.size]
+    if zero.ndim != 1 or not fitting:
+        return 0  # blocks of several bits: not told apart here
+    shape = [1] * values.ndim
+    shape[fitting[0]] = zero.size
+    return int(np.count_nonzero(values == zero.reshape(shape)))
