@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +218,8 @@ class Origin:
 
 
 def _environment(libraries: Sequence[str]) -> dict[str, str]:
+    from importlib import metadata  # here, for it takes 10 ms that `--help` need not wait
+
     versions = {"python": ".".join(map(str, sys.version_info[:3]))}
     for name in libraries:
         with contextlib.suppress(metadata.PackageNotFoundError):

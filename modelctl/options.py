@@ -118,7 +118,7 @@ class Options:
                 raise UsageError(f"{mark.flag_of(name)} {value}: must be a finite number")
             low, high = mark.low, mark.high
             if (low is not None and not value >= low) or (high is not None and not value <= high):
-                bounds = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
+                bounds = f"at least {low:g}" if high is None else f"{low:g} to {high:g}" if low != high else f"{low:g}"
                 raise UsageError(f"{mark.flag_of(name)} {value:g}: must be {bounds}")
 
     @classmethod

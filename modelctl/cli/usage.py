@@ -10,6 +10,8 @@ import typer
 
 from modelctl.errors import UsageError
 
+ANYWHERE = ("--json", "--quiet", "-q", "--verbose", "-v", "--no-progress")  # what every command has
+
 
 def explained(error: typer.TyperException, argv: Sequence[str], commands: Sequence[str]) -> UsageError:
     """The parser's error as a UsageError: the flag, the trouble, and a hint that can be typed."""
@@ -21,14 +23,15 @@ def explained(error: typer.TyperException, argv: Sequence[str], commands: Sequen
     flag = getattr(error, "option_name", None)
     message = error.format_message()
     if isinstance(flag, str) and message.startswith("No such option"):
-        if command and argv.index(command) > _index(argv, flag):  # a flag of the command, put before it
+        if command and flag in ANYWHERE and argv.index(command) > _index(argv, flag):
             rest = [word for word in argv if word != flag]
             return UsageError(f"{flag}: stands before the command", shlex.join(["modelctl", *rest, flag]))
         return UsageError(
             f"no such option: {flag}", _corrected(argv, flag, getattr(error, "possibilities", None)) or more
         )
     if found := re.match(r"Invalid value for '([^']+)'[^:]*: (?:Value error, )?(?s:(.*))", message):
-        return UsageError(f"{found[1]}: {_lower(found[2])}", _variable(error, argv) or more)
+        trouble = _lower(found[2]).removeprefix("input ").partition(", unable to parse")[0]
+        return UsageError(f"{found[1]}: {trouble}", _variable(error, argv) or more)
     return UsageError(_lower(message), more)
 
 
@@ -43,7 +46,7 @@ def _index(argv: Sequence[str], flag: str) -> int:
 
 def _corrected(argv: Sequence[str], wrong: str, meant: Sequence[str] | None) -> str | None:
     """The command line with its `wrong` word replaced by the closest of those that may have been `meant`."""
-    closest = get_close_matches(wrong, meant or [], 1, 0)
+    closest = get_close_matches(wrong, meant or [], 1, 0.5)
     if not closest:
         return None
     words = list(argv)

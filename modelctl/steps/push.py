@@ -1,0 +1,36 @@
+"""`push`: an artifact into a store, under a tag."""
+
+from contextlib import closing
+
+from modelctl.artifact import Artifact
+from modelctl.options import PushOptions
+from modelctl.progress import Progress, silent
+from modelctl.report import Report
+from modelctl.stores import transfer
+from modelctl.stores.ref import Ref
+from modelctl.stores.store import open_store
+
+
+def push(model: Artifact, to: str, options: PushOptions, progress: Progress = silent) -> Report:
+    """Send the artifact, its signature with it, to `to`, `[STORE/]name:tag`; only what the store lacks is sent.
+
+    ArtifactError for a foreign file, IntegrityError when its bytes are not the manifest's, StoreError for a store that
+    is not one, CheckFailed when the tag stands on another artifact and `options.force` is not given.
+    """
+    ref = Ref.parse(to)
+    with closing(open_store(ref.store, create=model.manifest_sha256 is not None)) as store:
+        sent = transfer.send(store, ref, model, options.force, progress)
+    facts = {
+        "ref": str(ref),
+        "name": ref.name,
+        "tag": ref.tag,
+        "store": ref.store,
+        "digest": model.digest,
+        "manifest": model.manifest_sha256,
+        "moved": sent.moved,
+        "sent_bytes": sent.sent_bytes,
+        "total_bytes": sent.total_bytes,
+    }
+    did = "pushed" if sent.moved else "stands already"
+    line = f"{ref}  {did}, {sent.sent_bytes} of {sent.total_bytes} bytes sent  sha256:{model.digest}"
+    return Report(subject=str(ref), facts=facts, lines=(line,))
