@@ -15,7 +15,7 @@ only when it has ended: until then nobody has promised that nothing was cut off.
 import hmac
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +54,7 @@ class Parameters:
 class Floe:
     """One stream: its header, and how each segment of it is sealed and opened."""
 
-    def __init__(self, key: bytes, aad: bytes, iv: bytes, parameters: Parameters = Parameters()) -> None:  # noqa: B008
+    def __init__(self, key: bytes, aad: bytes, iv: bytes, parameters: Parameters = Parameters()) -> None:
         self.parameters = parameters
         self._bound = parameters.encoded() + iv
         self._aad = aad
@@ -67,7 +67,7 @@ class Floe:
         return cls(key, aad, secrets.token_bytes(IV_BYTES))
 
     @classmethod
-    def resume(cls, key: bytes, aad: bytes, header: bytes, parameters: Parameters = Parameters()) -> "Floe":  # noqa: B008
+    def resume(cls, key: bytes, aad: bytes, header: bytes, parameters: Parameters = Parameters()) -> "Floe":
         """The stream that begins with `header`; FloeError if it is not one of this key, `aad` and parameters."""
         if len(header) != HEADER_BYTES or not header.startswith(parameters.encoded()):
             raise FloeError("the stream's header is not one that is read here")
@@ -116,7 +116,7 @@ def _place(number: int, last: bool) -> bytes:
     return number.to_bytes(8, "big") + (b"\x01" if last else b"\x00")
 
 
-def encrypt(floe: Floe, blocks: Iterable[aead.Bytes], threads: int) -> Iterator[bytearray]:
+def encrypt(floe: Floe, blocks: Iterable[aead.Bytes], threads: int) -> Generator[bytearray, None, None]:
     """The segments of a stream, its header aside, in order; `blocks` are full segments' worths, the last may be less.
 
     Holds a few segments a thread in memory, however long the stream is. A block must not change once it is given.
@@ -124,7 +124,7 @@ def encrypt(floe: Floe, blocks: Iterable[aead.Bytes], threads: int) -> Iterator[
     return _in_order(floe.seal, _marked(blocks), threads)
 
 
-def decrypt(floe: Floe, read: Callable[[int], bytes], threads: int) -> Iterator[bytes]:
+def decrypt(floe: Floe, read: Callable[[int], bytes], threads: int) -> Generator[bytes, None, None]:
     """The plaintext of the segments that `read(n)` gives, n bytes at a time and fewer only at the end of the stream.
 
     FloeError as soon as a segment is found changed, moved or cut short, and at the end if the last one is missing.
@@ -157,7 +157,7 @@ def _segments(size: int, read: Callable[[int], bytes]) -> Iterator[tuple[int, by
     yield number, segment, True
 
 
-def _in_order(work: Callable[..., Any], items: Iterable[tuple[Any, ...]], threads: int) -> Iterator[Any]:
+def _in_order(work: Callable[..., Any], items: Iterable[tuple[Any, ...]], threads: int) -> Generator[Any, None, None]:
     """What `work` makes of each item, in order, on `threads` threads and never more than twice as many ahead."""
     waiting: deque[Future[Any]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="floe") as pool:
