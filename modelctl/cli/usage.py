@@ -46,13 +46,14 @@ def _index(argv: Sequence[str], flag: str) -> int:
 
 def _corrected(argv: Sequence[str], wrong: str, meant: Sequence[str] | None) -> str | None:
     """The command line with its `wrong` word replaced by the closest of those that may have been `meant`."""
-    closest = get_close_matches(wrong, meant or [], 1, 0.5)
+    by_name = {one.lstrip("-"): one for one in meant or []}
+    closest = get_close_matches(wrong.lstrip("-"), by_name, 1)
     if not closest:
         return None
     words = list(argv)
     index = _index(words, wrong)
     if index < len(words):
-        words[index] = closest[0] + words[index][len(wrong) :]
+        words[index] = by_name[closest[0]] + words[index][len(wrong) :]
     return shlex.join(["modelctl", *words])
 
 
