@@ -8,6 +8,8 @@ from pathlib import Path
 
 from modelctl import artifact, manifest
 from modelctl.artifact import Artifact
+from modelctl.crypto.keys import public_key
+from modelctl.crypto.signing import check_signature
 from modelctl.errors import ArtifactError, StoreError, UsageError
 from modelctl.options import PullOptions
 from modelctl.progress import Progress, silent
@@ -24,33 +26,30 @@ def pull(ref: str, out: Path, options: PullOptions, progress: Progress = silent)
     not there; UsageError when files of another artifact stand in the way and `options.force` is not given.
     """
     wanted = Ref.parse(ref)
+    keys = [(source, public_key(source)) for source in options.keys]
     with closing(open_store(wanted.store)) as store:
         found = find(store, wanted)
         primary = _names(found)[0]
-        _check_signature(found, options.keys)
+        check_signature(found.text, found.signature, keys, str(wanted))
         with _folder(out):
             _refuse_overwriting(found, out, options.force)
             _refuse_filling(found, out)
-            with stage(out, primary) as staged, _named(out):
+            with stage(out, primary) as staged:
                 _write(found, staged, progress)
-                _commit(found, staged)
+                _commit(found, staged, options.force)
             return Artifact.open(out / primary)
 
 
 def _names(found: Stored) -> list[str]:
     """The paths that will be written, the primary one first; ArtifactError for a manifest that can't be laid out."""
     paths = [entry.path for entry in found.manifest.files]
-    sidecars = [paths[0] + manifest.SUFFIX, paths[0] + manifest.SIGNATURE_SUFFIX]
-    taken = {path.casefold() for path in [*paths, *sidecars]}
+    paths.append(paths[0] + manifest.SUFFIX)
+    if found.signature is not None:
+        paths.append(paths[0] + manifest.SIGNATURE_SUFFIX)
     folders = {parent.as_posix().casefold() for path in paths for parent in Path(path).parents}
-    if "/" in paths[0] or len(taken) != len(paths) + 2 or taken & folders:
+    if "/" in paths[0] or folders & {path.casefold() for path in paths}:
         raise ArtifactError(f"{found.ref}: its manifest lists files that get in each other's way")
-    return [*paths, sidecars[0], *(sidecars[1:] if found.signature is not None else ())]
-
-
-def _check_signature(found: Stored, keys: tuple[str, ...]) -> None:
-    if keys:
-        raise NotImplementedError(found.ref)
+    return paths
 
 
 @contextlib.contextmanager
@@ -96,17 +95,6 @@ def _refuse_filling(found: Stored, out: Path) -> None:
         raise StoreError(f"{out}: {found.ref} has {found.size_bytes} bytes, and there is room for {free}")
 
 
-@contextlib.contextmanager
-def _named(out: Path) -> Iterator[None]:
-    """A full disk does not say which: name the folder."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            raise OSError(error.errno, error.strerror, str(out)) from error
-        raise
-
-
 def _write(found: Stored, staged: Stage, progress: Progress) -> None:
     for entry, pieces in found.files(progress):
         file = staged.folder / entry.path
@@ -116,13 +104,18 @@ def _write(found: Stored, staged: Stage, progress: Progress) -> None:
                 out.write(piece)
 
 
-def _commit(found: Stored, staged: Stage) -> None:
+def _commit(found: Stored, staged: Stage, force: bool) -> None:
     names = [entry.path for entry in found.manifest.files]
     primary, sidecar = staged.target / names[0], names[0] + manifest.SUFFIX
     (staged.folder / sidecar).write_bytes(found.text)
     if found.signature is not None:
         names.append(names[0] + manifest.SIGNATURE_SUFFIX)
         (staged.folder / names[-1]).write_bytes(found.signature)
-    for name in names:
-        (staged.target / name).parent.mkdir(parents=True, exist_ok=True)
-    staged.commit(names, sidecar, stale=artifact.left_behind(primary))
+
+    def stale() -> list[str]:
+        _refuse_overwriting(found, staged.target, force)  # a last look, now that nobody else writes here
+        for name in names:
+            (staged.target / name).parent.mkdir(parents=True, exist_ok=True)
+        return artifact.left_behind(primary)
+
+    staged.commit(names, sidecar, stale=stale)

@@ -3,6 +3,7 @@
 from contextlib import closing
 
 from modelctl.artifact import Artifact
+from modelctl.crypto import signing
 from modelctl.options import PushOptions
 from modelctl.progress import Progress, silent
 from modelctl.report import Report
@@ -14,12 +15,14 @@ from modelctl.stores.store import open_store
 def push(model: Artifact, to: str, options: PushOptions, progress: Progress = silent) -> Report:
     """Send the artifact, its signature with it, to `to`, `[STORE/]name:tag`; only what the store lacks is sent.
 
-    ArtifactError for a foreign file, IntegrityError when its bytes are not the manifest's, StoreError for a store that
+    UsageError for a foreign file, IntegrityError when its bytes are not the manifest's, StoreError for a store that
     is not one, CheckFailed when the tag stands on another artifact and `options.force` is not given.
     """
     ref = Ref.parse(to)
-    with closing(open_store(ref.store, create=model.manifest_sha256 is not None)) as store:
-        sent = transfer.send(store, ref, model, options.force, progress)
+    text, signature = signing.sidecars(model)
+    signing.check_signature(text, signature, [], str(model.path))
+    with closing(open_store(ref.store, create=True)) as store:
+        sent = transfer.send(store, ref, model, (text, signature), force=options.force, progress=progress)
     facts = {
         "ref": str(ref),
         "name": ref.name,

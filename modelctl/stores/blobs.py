@@ -18,7 +18,7 @@ from msgspec import Meta, Struct
 
 from modelctl import digests
 from modelctl.errors import ArtifactError, IntegrityError
-from modelctl.manifest import Digest, strict_json
+from modelctl.manifest import LIMIT_BYTES, Digest, strict_json
 from modelctl.stores.store import PIECE_BYTES, Store
 
 LIST_SCHEMA = "modelctl/chunks/v1"
@@ -124,14 +124,14 @@ def _chunks(store: Store, content: Content) -> tuple[Chunk, ...]:
     return chunks
 
 
-def read_small(store: Store, key: str, name: str, limit_bytes: int = 4 << 20) -> bytes:
-    """An object of at most `limit_bytes` as it stands in the store, unchecked; IntegrityError if there is none."""
+def read_small(store: Store, key: str, name: str) -> bytes:
+    """An object of at most 4 MiB as it stands in the store, unchecked; IntegrityError if there is none."""
     data = bytearray()
     try:
         for piece in store.read(key):
             data += piece
-            if len(data) > limit_bytes:
-                raise IntegrityError(f"{name} is larger than {limit_bytes} bytes")
+            if len(data) > LIMIT_BYTES:
+                raise IntegrityError(f"{name} is larger than {LIMIT_BYTES} bytes")
     except KeyError as error:
         raise IntegrityError(f"{name} is not in the store") from error
     return bytes(data)

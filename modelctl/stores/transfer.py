@@ -22,14 +22,14 @@ from msgspec import Meta, Struct
 from modelctl import digests
 from modelctl.artifact import Artifact, Payload, manifest_path, signature_path
 from modelctl.errors import ArtifactError, CheckFailed, IntegrityError, StoreError
-from modelctl.manifest import LIMIT_BYTES, Digest, FileEntry, Manifest, parse, strict_json
+from modelctl.integrity import check_chain
+from modelctl.manifest import Digest, FileEntry, Manifest, parse, strict_json
 from modelctl.progress import Progress, silent
 from modelctl.stores import blobs
 from modelctl.stores.blobs import CUT, Content, Cut
 from modelctl.stores.ref import Ref
 from modelctl.stores.store import Store, open_store
 
-SIGNATURE_LIMIT_BYTES = 16 << 20  # a DSSE envelope holds the manifest in base64
 TRIES = 100
 
 
@@ -75,14 +75,21 @@ class _Meter:
 
 
 def send(
-    store: Store, ref: Ref, model: Artifact, force: bool = False, progress: Progress = silent, cut: Cut = CUT
+    store: Store,
+    ref: Ref,
+    model: Artifact,
+    sidecars: tuple[bytes, bytes | None],
+    *,
+    force: bool = False,
+    progress: Progress = silent,
+    cut: Cut = CUT,
 ) -> Sent:
-    """Put an artifact, its signature with it, into `store` under `ref`.
+    """Put an artifact into `store` under `ref`, with `sidecars`, the bytes of its manifest and of its signature.
 
-    ArtifactError for a foreign file; IntegrityError when a file is not what its manifest says; CheckFailed when the tag
-    stands on another artifact, or another push comes first, unless `force`. Then the ref is where it was.
+    IntegrityError when a file is not what the manifest says; CheckFailed when the tag stands on another artifact, or
+    another push comes first, unless `force`. Then the ref is where it was.
     """
-    text, signature = _sidecars(model)
+    text, signature = sidecars
     manifest = Content(digests.of_bytes(text), len(text), str(manifest_path(model.path)))
     _refuse_moving(store, ref, manifest.sha256, force)
     meter = _Meter("push", model.size_bytes, progress)
@@ -105,26 +112,6 @@ def send(
         sent += manifest.size
     moved = _move(store, ref, manifest.sha256, signatures, force)
     return Sent(sent, model.size_bytes + len(text) + len(signature or b""), moved)
-
-
-def _sidecars(model: Artifact) -> tuple[bytes, bytes | None]:
-    """The bytes of the manifest that `model` was opened with, and of its signature if it has one."""
-    if model.manifest_sha256 is None:
-        raise ArtifactError(
-            f"{model.path}: has no manifest, so nothing is known of how it was made",
-            f"modelctl export {model.path} -o {model.path.with_name(model.name + '-adopted.onnx')}",
-        )
-    with manifest_path(model.path).open("rb") as file:
-        text = file.read(LIMIT_BYTES + 1)
-    if digests.of_bytes(text) != model.manifest_sha256:
-        raise IntegrityError(f"{manifest_path(model.path)}: was changed meanwhile")
-    if not signature_path(model.path).is_file():
-        return text, None
-    with signature_path(model.path).open("rb") as file:
-        signature = file.read(SIGNATURE_LIMIT_BYTES + 1)
-    if len(signature) > SIGNATURE_LIMIT_BYTES:
-        raise ArtifactError(f"{signature_path(model.path)}: larger than {SIGNATURE_LIMIT_BYTES} bytes")
-    return text, signature
 
 
 def _manifest_key(digest: str) -> str:
@@ -198,16 +185,18 @@ def find(store: Store, ref: Ref) -> Stored:
     if found is None:
         raise _missing(store, ref)
     stands = standing(found[1], str(ref))
-    text = _exact(store, _manifest_key(stands.manifest), stands.manifest, f"{ref}: its manifest", LIMIT_BYTES)
+    text = _exact(store, _manifest_key(stands.manifest), stands.manifest, f"{ref}: its manifest")
     signature = None
     for digest in stands.signatures:
         key = Content(digest, 0, "").key
-        signature = _exact(store, key, digest, f"{ref}: its signature", SIGNATURE_LIMIT_BYTES)
-    return Stored(store, ref, text, parse(text, f"{ref}: its manifest"), signature)
+        signature = _exact(store, key, digest, f"{ref}: its signature")
+    described = parse(text, f"{ref}: its manifest")
+    check_chain(described, str(ref))
+    return Stored(store, ref, text, described, signature)
 
 
-def _exact(store: Store, key: str, digest: str, name: str, limit_bytes: int) -> bytes:
-    data = blobs.read_small(store, key, name, limit_bytes)
+def _exact(store: Store, key: str, digest: str, name: str) -> bytes:
+    data = blobs.read_small(store, key, name)
     if digests.of_bytes(data) != digest:
         raise IntegrityError(f"{name}: the bytes are not the ones that the ref names")
     return data
