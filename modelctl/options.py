@@ -439,3 +439,10 @@ class ServeOptions(OpeningOptions):
     max_queue: Annotated[int, knob("most requests waiting for a model; more are answered 429", low=1)] = 256
     max_body_mb: Annotated[float, knob("largest request body, in megabytes (10^6 bytes)", low=0.001)] = 64.0
     timeout_s: Annotated[float, knob("longest time a request may wait for its answer, in seconds", low=0.01)] = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitOptions(Options):
+    """`init`: a project to start from."""
+
+    data: Annotated[str | None, DATA] = None
