@@ -137,10 +137,10 @@ def parse(data: bytes, name: str = "manifest") -> Manifest:
     return manifest
 
 
-def strict_json(data: bytes, name: str) -> Any:
+def strict_json(data: bytes, name: str, limit_bytes: int = LIMIT_BYTES) -> Any:
     """What a JSON document says, without what JSON leaves open: no duplicate keys, no NaN, bounded size and depth."""
-    if len(data) > LIMIT_BYTES:
-        raise ArtifactError(f"{name}: {len(data)} bytes, at most {LIMIT_BYTES} are read")
+    if len(data) > limit_bytes:
+        raise ArtifactError(f"{name}: {len(data)} bytes, at most {limit_bytes} are read")
     depth = 0
     # The closing quote is optional, so that a string without an end is read once and not again from each quote in it.
     for bracket in re.findall(rb'(?s)"(?:[^"\\]|\\.)*"?|[\[\]{}]', data):

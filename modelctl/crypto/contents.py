@@ -113,6 +113,8 @@ class Reader:
         return inside
 
     def _sidecars(self, index: list[FileEntry]) -> tuple[Inside, list[FileEntry]]:
+        if len({entry.path.casefold() for entry in index}) != len(index):
+            raise self._wrong("two files of one name")
         first = index.pop(0)
         text = self._small(first, manifest.LIMIT_BYTES)
         described = manifest.parse(text, f"{self.name}: the manifest inside")
@@ -120,7 +122,7 @@ class Reader:
         signature = None
         if index and index[0].path == primary + manifest.SIGNATURE_SUFFIX:
             signature = self._small(index.pop(0), signing.LIMIT_BYTES)
-        if first.path != primary + manifest.SUFFIX or index != list(described.files):
+        if "/" in primary or first.path != primary + manifest.SUFFIX or index != list(described.files):
             raise self._wrong("other files than its manifest lists")
         return Inside(described, text, signature), index
 

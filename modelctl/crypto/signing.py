@@ -15,6 +15,7 @@ import binascii
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -30,7 +31,7 @@ PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:modelctl:manifest:v1"
 MOST_SIGNATURES = 64
-LIMIT_BYTES = manifest.LIMIT_BYTES  # of the envelope
+LIMIT_BYTES = 4 * manifest.LIMIT_BYTES  # of the envelope: a manifest, its files once more, and all in base64
 
 Base64 = Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]*={0,2}\Z")]
 
@@ -136,14 +137,14 @@ def check_signature(
 def _covering(manifest_bytes: bytes, envelope_bytes: bytes, name: str) -> Envelope:
     """The envelope, when it is one and about this manifest; the signatures in it are not checked here."""
     where = f"{name}: signature"
-    plain = manifest.strict_json(envelope_bytes, where)
+    plain = manifest.strict_json(envelope_bytes, where, LIMIT_BYTES)
     try:
         envelope = msgspec.convert(plain, Envelope)
     except msgspec.ValidationError as error:
         raise ArtifactError(f"{where}: not a DSSE envelope of ours: {error}") from error
     if len({one.keyid for one in envelope.signatures}) != len(envelope.signatures):
         raise ArtifactError(f"{where}: a key has signed twice")
-    told = manifest.strict_json(_decoded(envelope.payload, where), where)
+    told = manifest.strict_json(_decoded(envelope.payload, where), where, LIMIT_BYTES)
     if told != statement(manifest_bytes, name):
         raise IntegrityError(f"{where}: is about another artifact, or an older version of this one")
     return envelope
@@ -176,9 +177,9 @@ def _adopted(model: Artifact) -> str:
     return "model.onnx" if model.path.name != "model.onnx" else "adopted.onnx"
 
 
-def _bounded(path: Any) -> bytes:
+def _bounded(path: Path) -> bytes:
     with path.open("rb") as file:
-        data: bytes = file.read(LIMIT_BYTES + 1)
+        data = file.read(LIMIT_BYTES + 1)
     if len(data) > LIMIT_BYTES:
         raise ArtifactError(f"{path}: larger than {LIMIT_BYTES} bytes")
     return data

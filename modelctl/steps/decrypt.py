@@ -14,6 +14,8 @@ from modelctl.options import DecryptOptions
 from modelctl.progress import Progress, silent
 from modelctl.staging import Stage, stage
 
+MOST_UNNAMED = 256  # each holds a handle, and a process is granted only so many
+
 
 def decrypt(model: Artifact, out: Path, options: DecryptOptions, progress: Progress = silent) -> Artifact:
     """Write what is sealed in `model` to `out`: a folder, or a file of the very name that the sealed one had.
@@ -22,11 +24,11 @@ def decrypt(model: Artifact, out: Path, options: DecryptOptions, progress: Progr
     `out` has another name or would be lost, KeyFileError when no key fits, IntegrityError for a changed byte.
     """
     folder, name = (out, None) if out.is_dir() else (out.parent, out.name)
-    with stage(folder, model.path.name) as staged:
-        write = _Writing(staged, name, options.force)
-        inside = envelope.unseal(
-            model, keys.opening(options), write.sink, threads=options.thread_count(), progress=progress
-        )
+    opening = keys.opening(options)
+    with stage(folder, name or model.name) as staged, contextlib.ExitStack() as held:
+        writing = _Writing(staged, held, name, options.force)
+        inside = envelope.unseal(model, opening, writing.sink, threads=options.thread_count(), progress=progress)
+        writing.appear()
         names = [entry.path for entry in inside.manifest.files]
         primary = folder / names[0]
         if inside.signature is not None:
@@ -36,47 +38,86 @@ def decrypt(model: Artifact, out: Path, options: DecryptOptions, progress: Progr
         (staged.folder / sidecar).write_bytes(inside.manifest_bytes)
         for file in names:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        staged.commit(names, sidecar, stale=artifact.left_behind(primary))
+        staged.commit(names, sidecar, stale=lambda: writing.replaced(inside.manifest))
     return Artifact.open(primary)
 
 
 class _Writing:
-    """Where the files of a sealed artifact take shape: refuses, before the first byte, what may not be written."""
+    """Where the files of a sealed artifact take shape: without a name, where the system can, until all is verified.
 
-    def __init__(self, staged: Stage, name: str | None, force: bool) -> None:
-        self.staged, self.name, self.force = staged, name, force
+    A file without a name is gone with its process, even one that is killed and sweeps nothing up after itself.
+    """
+
+    def __init__(self, staged: Stage, held: contextlib.ExitStack, name: str | None, force: bool) -> None:
+        self.staged, self.held, self.name, self.force = staged, held, name, force
+        self._unnamed: dict[Path, int] = {}
         self._looked = False
 
     def sink(self, described: Manifest, entry: FileEntry) -> IO[bytes]:
-        """A file in the stage for `entry`."""
+        """A place to write for `entry`; before the first one, refuses what may not be written."""
         if not self._looked:
             self._refuse(described)
             self._looked = True
-        file = self.staged.folder / entry.path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        return file.open("xb")
+        path = self.staged.folder / entry.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = _unnamed_in(path.parent) if len(self._unnamed) < MOST_UNNAMED else None
+        if handle is None:
+            return path.open("xb")
+        self.held.callback(os.close, handle)
+        self._unnamed[path] = handle
+        return os.fdopen(os.dup(handle), "wb")
+
+    def appear(self) -> None:
+        """Give the files their names in the stage."""
+        for path, handle in self._unnamed.items():
+            # With a folder's handle given, link(2) becomes linkat(2), which follows the link that /proc shows.
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.link(f"/proc/self/fd/{handle}", path, src_dir_fd=folder, follow_symlinks=True)
+            finally:
+                os.close(folder)
+
+    def replaced(self, described: Manifest) -> list[str]:
+        """What an older version left in the way, after a last look whether that may be replaced."""
+        self._refuse(described)
+        return artifact.left_behind(self.staged.target / described.files[0].path)
 
     def _refuse(self, described: Manifest) -> None:
+        target = self.staged.target
         primary = described.files[0].path
-        if self.name is not None and self.name != primary:
+        if self.name not in (None, primary):
             raise UsageError(
-                f"{self.staged.target / self.name}: what is sealed is called {primary}, and its signature covers the "
-                "name",
-                f"-o {self.staged.target / primary}",
+                f"{target / str(self.name)}: what is sealed is called {primary}, a name that its signature covers",
+                f"-o {target / primary}",
             )
         sidecars = [primary + manifest.SUFFIX, primary + manifest.SIGNATURE_SUFFIX]
         for path in [*(entry.path for entry in described.files), *sidecars]:
-            target = self.staged.target / path
-            for parent in list(target.parents)[: path.count("/")]:
-                if parent.is_symlink() or (parent.exists() and not parent.is_dir()):
-                    raise UsageError(f"{parent}: is not a plain folder, and {path} belongs into it")
-            if target.is_symlink() or target.is_dir():
-                raise UsageError(f"{target}: is a {'link' if target.is_symlink() else 'folder'}, not a file to write")
-            if os.path.lexists(target) and not self.force and not self._same(described):
-                raise UsageError(f"{target}: stands already and is another", "add --force to replace it")
+            _refuse_place(target, path)
+            if os.path.lexists(target / path) and not self.force and not self._stands(described):
+                raise UsageError(f"{target / path}: stands already and is another", "add --force to replace it")
 
-    def _same(self, described: Manifest) -> bool:
+    def _stands(self, described: Manifest) -> bool:
         """Whether what stands is the very artifact that is being opened."""
         with contextlib.suppress(ArtifactError):
             return Artifact.open(self.staged.target / described.files[0].path).manifest == described
         return False
+
+
+def _unnamed_in(folder: Path) -> int | None:
+    """A handle on a file without a name, None where the system or the file system has none such."""
+    if not hasattr(os, "O_TMPFILE") or not Path("/proc/self/fd").is_dir():
+        return None
+    try:
+        return os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666)
+    except OSError:
+        return None
+
+
+def _refuse_place(folder: Path, path: str) -> None:
+    """No file is written through a link or over a folder."""
+    target = folder / path
+    for parent in list(target.parents)[: path.count("/")]:
+        if parent.is_symlink() or (parent.exists() and not parent.is_dir()):
+            raise UsageError(f"{parent}: is not a plain folder, and {path} belongs into it")
+    if target.is_symlink() or target.is_dir():
+        raise UsageError(f"{target}: is a {'link' if target.is_symlink() else 'folder'}, not a file to write")

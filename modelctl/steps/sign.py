@@ -24,6 +24,7 @@ def sign(model: Artifact, options: SignOptions, progress: Progress = silent) -> 
     text, standing = signing.sidecars(model)
     integrity.check(model)
     made = signing.sign(text, key, standing, str(model.path))
+    checked = signing.check_signature(text, made, [(options.key, key.public)], str(model.path))
     out = signature_path(model.path)
     with stage(out.parent, out.name) as staged:
         with (staged.folder / out.name).open("wb") as file:
@@ -32,7 +33,6 @@ def sign(model: Artifact, options: SignOptions, progress: Progress = silent) -> 
             os.fsync(file.fileno())
         # One rename: whoever looks finds the old signatures or the new ones, never none.
         (staged.folder / out.name).replace(out)
-    checked = signing.check_signature(text, made, [(options.key, key.public)], str(model.path))
     facts = {
         "path": str(model.path),
         "signature": str(out),

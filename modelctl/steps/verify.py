@@ -1,5 +1,6 @@
 """`verify`: are these the bytes, is the lineage a chain down to the checkpoint, and have they signed who must?"""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,8 @@ def _opened(path: Path) -> Artifact:
     try:
         return Artifact.open(path)
     except ArtifactError as error:
-        if not manifest_path(path).exists():
-            raise
+        if not os.path.lexists(manifest_path(path)):
+            raise  # a foreign file of no format that we know
         raise IntegrityError(error.message) from error
 
 
