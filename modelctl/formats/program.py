@@ -1,0 +1,205 @@
+"""torch modules and exported programs: traced, read from `.pt2`, run, and turned into ONNX.
+
+Everything here is quiet: what torch and onnxscript print, log and warn of is chatter, and what matters is raised.
+"""
+
+import contextlib
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from modelctl.errors import ArtifactError, CheckFailed, DataError, UnsupportedError, UsageError
+from modelctl.formats.factory import AuthorsCode
+from modelctl.manifest import TensorSpec
+
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+TORCHLIB_OPSET = 18  # torch translates to this one or above
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """A block in which libraries neither warn, log nor print."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A model that can be run and exported: its inputs in order, and how it is called with them."""
+
+    name: str
+    module: torch.nn.Module
+    inputs: tuple[TensorSpec, ...]
+    parameters: tuple[str, ...] | None  # of forward, one an input; None: they are passed by position
+    outputs: tuple[str, ...] | None = None  # names, where the author gave them
+
+    def run(self, feeds: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        """The outputs by name for inputs by name, on the author's own code; DataError when that refuses them."""
+        args, kwargs = self.call([torch.from_numpy(np.ascontiguousarray(feeds[one.name])) for one in self.inputs])
+        with torch.no_grad(), AuthorsCode(f"{self.name}: failed on this input", DataError), quiet():
+            answer = self.module(*args, **kwargs)
+        names = names_of(answer, self.name, self.outputs, [one.name for one in self.inputs])
+        return dict(zip(names, (_array(leaf) for leaf in pytree.tree_leaves(answer)), strict=True))
+
+    def call(self, values: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments of `module` for one value an input."""
+        if self.parameters is None:
+            return tuple(values), {}
+        return (), dict(zip(self.parameters, values, strict=True))
+
+
+def _array(leaf: torch.Tensor) -> np.ndarray[Any, Any]:
+    if leaf.dtype == torch.bfloat16:
+        leaf = leaf.float()
+    array: np.ndarray[Any, Any] = leaf.detach().cpu().resolve_conj().numpy()
+    return array
+
+
+def names_of(answer: Any, what: str, given: Sequence[str] | None, taken: Sequence[str]) -> tuple[str, ...]:
+    """Names for the tensors of what `forward` returns: the author's, keys, fields, or `output`, `output_0`, …
+
+    UnsupportedError when something in it is no tensor.
+    """
+    leaves = pytree.tree_leaves(answer)
+    if not leaves or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
+        other = next((type(leaf).__name__ for leaf in leaves if not isinstance(leaf, torch.Tensor)), "nothing")
+        raise UnsupportedError(f"{what}: forward returns {other}, and only tensors can be exported")
+    if given is not None:
+        if len(given) != len(leaves):
+            raise UnsupportedError(f"{what}: names {len(given)} outputs, but forward returns {len(leaves)}")
+        found = list(given)
+    elif isinstance(answer, dict) and len(answer) == len(leaves):
+        found = [str(key) for key in answer]
+    elif hasattr(answer, "_fields") and len(answer._fields) == len(leaves):
+        found = list(answer._fields)
+    else:
+        found = ["output"] if len(leaves) == 1 else [f"output_{index}" for index in range(len(leaves))]
+    return tuple(f"{name}_out" if name in taken else name for name in found)
+
+
+def bind(module: torch.nn.Module, inputs: Sequence[TensorSpec]) -> tuple[str, ...] | None:
+    """The parameters of `forward` that the inputs are for, if all inputs are named after one; None: go by position."""
+    parameters = inspect.signature(module.forward).parameters
+    wanted = [spec.name for spec in inputs]
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    known = [name for name, one in parameters.items() if one.kind in by_name]
+    return tuple(wanted) if set(wanted) <= set(known) else None
+
+
+def trace(model: Traced, sizes: Mapping[str, int]) -> ExportedProgram:
+    """The program of a module, its free dimensions free, traced at `sizes`.
+
+    CheckFailed when the code fixes a dimension that was to be free; UnsupportedError when torch can't trace it.
+    """
+    generator = torch.Generator().manual_seed(0)
+    values = [_example(spec, sizes, generator) for spec in model.inputs]
+    shapes = [
+        {axis: Dim.DYNAMIC for axis, size in enumerate(spec.shape) if isinstance(size, str)} for spec in model.inputs
+    ]
+    args, kwargs = model.call(values)
+    dynamic: Any = shapes and (tuple(shapes) if model.parameters is None else model.call(shapes)[1])
+    try:
+        with AuthorsCode(f"{model.name}: can't be traced", UnsupportedError), quiet():
+            return torch.export.export(model.module, args, kwargs, dynamic_shapes=dynamic or None, strict=False)
+    except UnsupportedError as error:
+        text = str(error.__cause__)
+        if "Constraints violated" in text or "specialized" in text or "but your code" in text:
+            free = ", ".join(sorted(sizes))
+            message = f"{model.name}: a free dimension ({free}) is not free: the code fixes its size"
+            raise CheckFailed(message, "give that dimension its size in --input") from error.__cause__
+        raise
+
+
+def _example(spec: TensorSpec, sizes: Mapping[str, int], generator: torch.Generator) -> torch.Tensor:
+    shape = [sizes[size] if isinstance(size, str) else size for size in spec.shape]
+    dtype = getattr(torch, spec.dtype)
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator).to(dtype)
+    return torch.randint(0, 2, shape, generator=generator).to(dtype)
+
+
+def to_onnx(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str], opset: int) -> onnx.ModelProto:
+    """The program as torch translates it, not yet folded or cleaned; UnsupportedError for what ONNX has no word for."""
+    with AuthorsCode("torch can't write this model as ONNX", UnsupportedError), quiet():
+        made = torch.onnx.export(
+            program,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            opset_version=opset,
+            input_names=list(inputs),
+            output_names=list(outputs),
+        )
+        assert made is not None
+        model: onnx.ModelProto = made.model_proto
+    return model
+
+
+def refuse_training(program: ExportedProgram, name: str) -> None:
+    """CheckFailed when an operator of the program works as in training: dropout drops, batch norm learns."""
+    for node in program.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if node.op != "call_function" or schema is None:
+            continue
+        given = dict(zip((one.name for one in schema.arguments), node.args, strict=False)) | node.kwargs
+        learns = given.get("running_mean", True) is not None  # without statistics it always works on the batch's own
+        if (given.get("train") or given.get("training") or given.get("dropout_p")) and learns:
+            operator = schema.name.removeprefix("aten::")
+            message = f"{name}: left in training mode: {operator} works as in training"
+            raise CheckFailed(message, "call model.eval() before torch.export, and pass training=self.training")
+
+
+def check_module(module: Any, reference: str) -> None:
+    """UsageError unless it is a torch module."""
+    if not isinstance(module, torch.nn.Module):
+        kind = type(module).__name__
+        raise UsageError(f"{reference}: returns a {kind}, and a factory returns a torch.nn.Module")
+
+
+def is_training(module: torch.nn.Module) -> bool:
+    """Whether a submodule that works otherwise in training is in that mode."""
+    modal = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._NormBase)
+    return any(part.training and isinstance(part, modal) for part in module.modules())
+
+
+def example_specs(module: torch.nn.Module, home: ModuleType) -> tuple[TensorSpec, ...]:
+    """The inputs that the author's `example_inputs` show: on the module, or in the Python module of its factory.
+
+    A tensor, a tuple of them, a dict by name, or a function that returns such; the first axis is free, called batch.
+    Empty when there is none.
+    """
+    given = getattr(module, "example_inputs", None)
+    given = getattr(home, "example_inputs", None) if given is None else given
+    with AuthorsCode("example_inputs"):
+        given = given() if callable(given) else given
+    if given is None:
+        return ()
+    if not isinstance(given, dict):
+        values = given if isinstance(given, list | tuple) else (given,)
+        parameters = inspect.signature(module.forward).parameters
+        given = dict(zip(parameters, values, strict=False))
+    specs = []
+    for name, value in given.items():
+        if not isinstance(value, torch.Tensor):
+            raise ArtifactError(f"example_inputs: {name!r} is a {type(value).__name__}, not a tensor")
+        shape = ("batch", *value.shape[1:]) if value.ndim else ()
+        specs.append(TensorSpec(name=name, dtype=str(value.dtype).removeprefix("torch."), shape=shape))
+    return tuple(specs)

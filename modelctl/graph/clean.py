@@ -1,0 +1,102 @@
+"""Making a graph clean and the same each time: folded but trainable, free dimensions named, nothing of its author.
+
+Folding is onnxscript's: constants, then its rewrite rules without those that fuse batch norm into what stands before
+it, so that the normalization layers stay and the graph can be trained further.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import onnx
+import onnx_ir as ir
+import onnxscript.rewriter as rewriter
+from onnx_ir.passes import common as passes
+from onnxscript.optimizer import fold_constants
+from onnxscript.rewriter.rules.common import _fuse_batchnorm
+
+from modelctl.manifest import TensorSpec
+
+
+def fold(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with constants folded and needless nodes gone, normalization layers left as they are."""
+    graph = ir.serde.deserialize_model(model)
+    kept = {id(rule) for rule in _fuse_batchnorm.rules}
+    rules = [rule for rule in rewriter._DEFAULT_REWRITE_RULES if id(rule) not in kept]
+    passes.InlinePass()(graph)
+    for _ in range(2):
+        fold_constants(graph)
+        rewriter.rewrite(graph, rules)
+    for tidy in (
+        passes.RemoveUnusedNodesPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.OutputFixPass(),
+        passes.NameFixPass(),
+        passes.RemoveUnusedOpsetsPass(),
+    ):
+        tidy(graph)
+    return ir.serde.serialize_model(graph)
+
+
+def strip(model: onnx.ModelProto) -> None:
+    """Take out, in place, all that tells of the author: docstrings, metadata, stack traces, inner shapes."""
+    model.ClearField("doc_string")
+    del model.metadata_props[:]
+    for function in model.functions:
+        function.ClearField("doc_string")
+        del function.metadata_props[:]
+        _strip_nodes(function.node)
+    _strip_graph(model.graph)
+
+
+def _strip_graph(graph: onnx.GraphProto) -> None:
+    graph.ClearField("doc_string")
+    del graph.metadata_props[:]
+    del graph.value_info[:]
+    values: list[onnx.ValueInfoProto | onnx.TensorProto] = [*graph.input, *graph.output, *graph.initializer]
+    for value in values:
+        value.ClearField("doc_string")
+        del value.metadata_props[:]
+    _strip_nodes(graph.node)
+
+
+def _strip_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
+    for node in nodes:
+        node.ClearField("doc_string")
+        del node.metadata_props[:]
+        for attribute in node.attribute:
+            attribute.ClearField("doc_string")
+            for tensor in (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors):
+                tensor.ClearField("doc_string")
+                del tensor.metadata_props[:]
+            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                _strip_graph(graph)
+
+
+def name_dimensions(model: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> tuple[str, ...]:
+    """Call the free dimensions, in place, by the names that `inputs` give them; return those that are not free.
+
+    Dimensions of outputs that are made of them are named by the same expression (`2*length`).
+    """
+    names: dict[str, str] = {}
+    fixed: list[str] = []
+    given = {one.name: one for one in model.graph.input}
+    for spec in inputs:
+        for found, wanted in zip(given[spec.name].type.tensor_type.shape.dim, spec.shape, strict=True):
+            if not isinstance(wanted, str):
+                continue
+            if found.HasField("dim_value"):
+                fixed.append(wanted)
+            else:
+                names[found.dim_param] = wanted
+                found.dim_param = wanted
+    for output in model.graph.output:
+        for size in output.type.tensor_type.shape.dim:
+            if size.dim_param:
+                size.dim_param = _renamed(size.dim_param, names)
+    return tuple(dict.fromkeys(fixed))
+
+
+def _renamed(expression: str, names: Mapping[str, str]) -> str:
+    return re.sub(r"[A-Za-z_]\w*", lambda found: names.get(found[0], found[0]), expression)

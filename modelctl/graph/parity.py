@@ -1,0 +1,316 @@
+"""The parity gate: do two ways to run a model give the same answers, at every size that they should?
+
+Both are functions from arrays by name to arrays by name. They are run on the same fresh random inputs (several seeds,
+distinct tensors), at batch sizes 1, 3 and 8 where the batch is free, at a few values of every other free dimension, and
+on the user's samples where there are any. Names, order, shapes and element types must match, NaN and infinities must
+stand in the same places, and every number must be within
+
+    atol + rtol · spread + 2 ulp(largest)
+
+of the other, where `spread` is the root mean square over an output's elements of their standard deviation over samples.
+An output that is the same for all samples proves nothing; it is called vacuous and refused.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from modelctl.errors import CheckFailed, DataError
+from modelctl.graph.signature import batch_dimension, free_dimensions
+from modelctl.manifest import TensorSpec
+from modelctl.progress import Progress, silent
+
+Array = np.ndarray[Any, Any]
+Arrays = Mapping[str, Array]
+Function = Callable[[Arrays], Mapping[str, Array]]
+
+BATCHES = (1, 3, 8)
+SEEDS = 3
+LIMIT_SAMPLES = 256
+PROBED_BATCH = 3
+# Sizes at which a model with free dimensions beside the batch is first tried: short sequences, then whole images.
+PROBED = (8, 16, 32, 64, 224)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """How far apart two answers may be: relative to the spread of the output, and absolute."""
+
+    rtol: float = 1e-4
+    atol: float = 1e-6
+    allow_vacuous: bool = False
+
+
+def draw(inputs: Sequence[TensorSpec], sizes: Mapping[str, int], seed: Sequence[int]) -> dict[str, Array]:
+    """Random inputs: normal floats (uniform from 0 to 1 for every third seed), integers and booleans of 0 and 1."""
+    random = np.random.default_rng(seed)
+    drawn: dict[str, Array] = {}
+    for spec in inputs:
+        shape = tuple(sizes[size] if isinstance(size, str) else size for size in spec.shape)
+        dtype = np.dtype(spec.dtype)
+        if dtype.kind == "f":
+            values = random.random(shape) if seed[-1] % 3 == 2 else random.standard_normal(shape)
+            drawn[spec.name] = np.asarray(values, dtype)
+        else:
+            drawn[spec.name] = np.asarray(random.integers(0, 2, shape), dtype)
+    return drawn
+
+
+def find_sizes(reference: Function, inputs: Sequence[TensorSpec], seed: int = 0) -> dict[str, int]:
+    """Sizes of the free dimensions at which `reference` runs, all distinct where it lets them be.
+
+    DataError, as `reference` raised it last, when it runs at none that are tried.
+    """
+    batch = batch_dimension(inputs)
+    others = [name for name in free_dimensions(inputs) if name != batch]
+    tried = [{name: size * (index + 1) for index, name in enumerate(others)} for size in PROBED]
+    if len(others) > 1:
+        tried += [dict.fromkeys(others, size) for size in PROBED]
+    refusal: DataError | None = None
+    for sizes in tried if others else [{}]:
+        if batch is not None:
+            sizes = {batch: PROBED_BATCH, **sizes}
+        try:
+            reference(draw(inputs, sizes, (seed, 0)))
+        except DataError as error:
+            refusal = refusal or error
+        else:
+            return sizes
+    assert refusal is not None
+    raise refusal
+
+
+@dataclass
+class Setting:
+    """One setting of the sizes: what both functions answered there, draw after draw."""
+
+    label: str
+    feeds: list[Arrays]
+    reference: list[Mapping[str, Array]]
+    candidate: list[Mapping[str, Array]]
+
+
+def check(
+    reference: Function,
+    candidate: Function,
+    inputs: Sequence[TensorSpec],
+    sizes: Mapping[str, int],
+    tolerance: Tolerance,
+    *,
+    name: str,
+    seed: int = 0,
+    samples: Mapping[str, Array] | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Hold `candidate` (called `name` in messages) against `reference`: what was measured, or CheckFailed.
+
+    `sizes` are those of `find_sizes`; `samples`, by input name and [N, …], are run as well, eight at a time.
+    """
+    batch = batch_dimension(inputs)
+    groups: dict[tuple[tuple[str, int], ...], list[Setting]] = {}
+    planned = list(_settings(reference, inputs, sizes, batch, seed))
+    for done, setting in enumerate(planned):
+        progress.advance("checking parity", done, len(planned), "settings")
+        group = tuple((dim, size) for dim, size in setting.items() if dim != batch)
+        groups.setdefault(group, []).append(_run(reference, candidate, inputs, setting, seed, name))
+    if samples is not None:
+        groups[(("data", 0),)] = list(_run_samples(reference, candidate, samples, inputs, name))
+    judged = _Judge(name, tolerance)
+    for settings in groups.values():
+        judged.add(settings)
+    facts = judged.verdict()
+    facts["batches"] = sorted({setting[batch] for setting in planned}) if batch is not None else []
+    others = [dim for dim in free_dimensions(inputs) if dim != batch]
+    if others:
+        facts["sizes"] = {dim: sorted({setting[dim] for setting in planned}) for dim in others}
+    return facts
+
+
+def _settings(
+    reference: Function, inputs: Sequence[TensorSpec], sizes: Mapping[str, int], batch: str | None, seed: int
+) -> Iterator[dict[str, int]]:
+    """Every batch size, then each other free dimension at a few more values that the reference takes."""
+    for size in BATCHES if batch is not None else (0,):
+        yield {**sizes, batch: size} if batch is not None else dict(sizes)
+    for dim in (one for one in free_dimensions(inputs) if one != batch):
+        base = sizes[dim]
+        taken = 0
+        for size in (1, base + 1, 2 * base, max(2, base // 2 + 1)):
+            setting = {**sizes, dim: size}
+            try:
+                reference(draw(inputs, setting, (seed, 0)))
+            except DataError:
+                continue
+            taken += 1
+            yield setting
+        if not taken:
+            raise CheckFailed(
+                f"{dim} is no free dimension: the source runs at {base} only", f"write {base} in place of {dim}"
+            )
+
+
+def _run(
+    reference: Function,
+    candidate: Function,
+    inputs: Sequence[TensorSpec],
+    sizes: Mapping[str, int],
+    seed: int,
+    name: str,
+) -> Setting:
+    label = ", ".join(f"{dim} {size}" for dim, size in sizes.items()) or "the sizes given"
+    feeds: list[Arrays] = [draw(inputs, sizes, (seed, *sizes.values(), index)) for index in range(SEEDS)]
+    return _answers(reference, candidate, feeds, label, name)
+
+
+def _run_samples(
+    reference: Function, candidate: Function, samples: Mapping[str, Array], inputs: Sequence[TensorSpec], name: str
+) -> Iterator[Setting]:
+    """The user's samples, as many at a time as the model takes, at most `LIMIT_SAMPLES`."""
+    count = min(LIMIT_SAMPLES, *(len(array) for array in samples.values()))
+    fixed = next((spec.shape[0] for spec in inputs if spec.shape and isinstance(spec.shape[0], int)), None)
+    size = fixed if batch_dimension(inputs) is None and isinstance(fixed, int) else BATCHES[-1]
+    for start in range(0, count - count % size or count, size):
+        feeds = [{key: array[start : start + size] for key, array in samples.items()}]
+        yield _answers(reference, candidate, list(feeds), f"samples {start} to {start + size - 1}", name)
+
+
+def _answers(reference: Function, candidate: Function, feeds: Sequence[Arrays], label: str, name: str) -> Setting:
+    try:
+        wanted = [reference(feed) for feed in feeds]
+    except DataError as error:
+        raise CheckFailed(f"{name}: the source itself can't run at {label}: {error.message}") from error
+    try:
+        found = [candidate(feed) for feed in feeds]
+    except DataError as error:
+        raise CheckFailed(f"{name}: not the same model: at {label} it can't run: {error.message}") from error
+    for one, other in zip(wanted, found, strict=True):
+        _check_form(one, other, label, name)
+    return Setting(label, list(feeds), wanted, found)
+
+
+def _check_form(wanted: Mapping[str, Array], found: Mapping[str, Array], label: str, name: str) -> None:
+    """Names, order, element types, shapes, and where NaN and infinities stand."""
+    if list(wanted) != list(found):
+        raise CheckFailed(f"{name}: gives the outputs {', '.join(found)}, the source gives {', '.join(wanted)}")
+    for key, one in wanted.items():
+        other = found[key]
+        where = f"{name}: not the same model: output {key!r} at {label}"
+        if one.dtype != other.dtype:
+            raise CheckFailed(f"{where} is {other.dtype}, the source gives {one.dtype}")
+        if one.shape != other.shape:
+            raise CheckFailed(f"{where} has shape {list(other.shape)}, the source gives {list(one.shape)}")
+        if one.dtype.kind != "f":
+            continue
+        for word, test in (("NaN", np.isnan), ("infinity", np.isposinf), ("minus infinity", np.isneginf)):
+            if not np.array_equal(test(one), test(other)):
+                raise CheckFailed(f"{where} has {word} in other places than the source")
+
+
+@dataclass
+class _Seen:
+    """What has been seen of one output."""
+
+    difference: float = 0.0
+    allowed: float = 0.0
+    varies: bool = False
+    finite: bool = False
+    agreed: int = 0
+    answers: int = 0
+
+
+class _Judge:
+    """Compares numbers, setting by setting, and gives the verdict at the end."""
+
+    def __init__(self, name: str, tolerance: Tolerance) -> None:
+        self.name = name
+        self.tolerance = tolerance
+        self.seen: dict[str, _Seen] = {}
+        self.samples = 0
+
+    def add(self, settings: Sequence[Setting]) -> None:
+        """Settings of the same sizes, the batch aside; CheckFailed when a number is too far off."""
+        for key in settings[0].reference[0]:
+            seen = self.seen.setdefault(key, _Seen())
+            rows = [
+                _rows(answer[key], feeds)
+                for one in settings
+                for answer, feeds in zip(one.reference, one.feeds, strict=True)
+            ]
+            allowed = self._allowed(rows, seen)
+            for one in settings:
+                for wanted, found in zip(one.reference, one.candidate, strict=True):
+                    self._compare(key, wanted[key], found[key], allowed, one.label, seen)
+        self.samples += sum(_count(feeds) for one in settings for feeds in one.feeds)
+
+    def _allowed(self, rows: list[Array], seen: _Seen) -> float:
+        """How far off an output may be; and note whether it varies and whether there is a number in it."""
+        values = np.concatenate(rows).astype(np.float64)
+        good = np.isfinite(values)
+        seen.finite |= bool(good.any()) or not values.size
+        if not good.any():
+            return 0.0
+        values = np.where(good, values, 0.0)
+        largest = float(np.abs(values).max())
+        spread = float(np.sqrt(values.var(axis=0).mean()))
+        kind = rows[0].dtype
+        eps = float(np.finfo(kind).eps) if kind.kind == "f" else 0.0
+        apart = float(np.ptp(values, axis=0).max())
+        # What differs by no more than rounding does not vary.
+        seen.varies |= apart > 4 * eps * largest
+        if kind.kind != "f":
+            return 0.0
+        return self.tolerance.atol + max(self.tolerance.rtol, 4 * eps) * spread + 2 * eps * largest
+
+    def _compare(self, key: str, wanted: Array, found: Array, allowed: float, label: str, seen: _Seen) -> None:
+        if not wanted.size:
+            return
+        good = np.isfinite(wanted) if wanted.dtype.kind == "f" else np.ones(wanted.shape, bool)
+        apart = np.abs(wanted.astype(np.float64) - found.astype(np.float64), where=good, out=np.zeros(wanted.shape))
+        difference = float(apart.max())
+        if difference > allowed:
+            raise CheckFailed(
+                f"{self.name}: not the same model: output {key!r} at {label} differs by {difference:.3g}, "
+                f"allowed is {allowed:.3g}"
+            )
+        if difference >= seen.difference:
+            seen.difference, seen.allowed = difference, allowed
+        if wanted.dtype.kind == "f" and wanted.ndim == 2 and wanted.shape[1] > 1:
+            seen.agreed += int((wanted.argmax(1) == found.argmax(1)).sum())
+            seen.answers += len(wanted)
+
+    def verdict(self) -> dict[str, Any]:
+        """What was measured; CheckFailed when an output held no number, or proves nothing."""
+        for key, seen in self.seen.items():
+            if not seen.finite:
+                raise CheckFailed(f"{self.name}: output {key!r} is never a number, on any input: NaN or infinity")
+        vacuous = [key for key, seen in self.seen.items() if not seen.varies]
+        if vacuous and not self.tolerance.allow_vacuous:
+            raise CheckFailed(
+                f"{self.name}: output {vacuous[0]!r} does not depend on the input, so that equality proves nothing",
+                "add --data samples.npz, or --allow-vacuous",
+            )
+        worst = max(self.seen.values(), key=lambda seen: seen.difference / (seen.allowed or 1.0))
+        facts: dict[str, Any] = {
+            "max_difference": worst.difference,
+            "allowed": worst.allowed,
+            "samples": self.samples,
+            "seeds": SEEDS,
+        }
+        classes = [seen for seen in self.seen.values() if seen.answers]
+        if classes:
+            facts["top1_agreement"] = sum(one.agreed for one in classes) / sum(one.answers for one in classes)
+        if vacuous:
+            facts["vacuous"] = vacuous
+        return facts
+
+
+def _count(feeds: Arrays) -> int:
+    return max((len(array) for array in feeds.values() if array.ndim), default=1)
+
+
+def _rows(answer: Array, feeds: Arrays) -> Array:
+    """An answer with samples along its first axis: as it is if there is one a sample, else as one sample."""
+    counts = {len(array) for array in feeds.values() if array.ndim}
+    return answer if answer.ndim and len(answer) in counts else answer[np.newaxis]

@@ -1,0 +1,66 @@
+"""What goes into a model and what comes out: names, element types, shapes, and how a user spells them.
+
+An input is spelled `name:dtype[batch,3,224,224]`: sizes are numbers, free dimensions are names, and two free
+dimensions of the same name have the same size. A scalar is `name:dtype[]`.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from modelctl.errors import UsageError
+from modelctl.manifest import TensorSpec
+
+EXAMPLE = "--input 'x:float32[batch,1,28,28]'"
+DTYPES = (
+    *("float32", "float64", "float16", "bool"),
+    *("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64"),
+)
+LIMIT_SIZE = 2**31 - 1
+
+_SPELLED = re.compile(r"(?P<name>[^:\[\]]+):(?P<dtype>\w+)\[(?P<shape>[^\[\]]*)\]")
+
+
+def parse_input(text: str) -> TensorSpec:
+    """The input that a user spelled; UsageError says what is wrong with it."""
+    match = _SPELLED.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"--input {text}: not name:dtype[shape]", EXAMPLE)
+    name, dtype = match["name"].strip(), match["dtype"]
+    if dtype not in DTYPES:
+        raise UsageError(f"--input {text}: no element type is called {dtype!r}", f"one of: {', '.join(DTYPES)}")
+    if not name or not name.isprintable():
+        raise UsageError(f"--input {text}: an input needs a name", EXAMPLE)
+    parts = [part.strip() for part in match["shape"].split(",")] if match["shape"].strip() else []
+    return TensorSpec(name=name, dtype=dtype, shape=tuple(_size(part, text) for part in parts))
+
+
+def _size(part: str, text: str) -> int | str:
+    if part.isascii() and part.isdigit() and 0 < int(part) <= LIMIT_SIZE:
+        return int(part)
+    if part.isidentifier():
+        return part
+    raise UsageError(f"--input {text}: {part!r} is neither a size nor the name of a free dimension", EXAMPLE)
+
+
+def parse_inputs(texts: Sequence[str]) -> tuple[TensorSpec, ...]:
+    """The inputs that a user spelled, in that order; UsageError when two have the same name."""
+    specs = tuple(parse_input(text) for text in texts)
+    for index, spec in enumerate(specs):
+        if spec.name in {one.name for one in specs[:index]}:
+            raise UsageError(f"--input {texts[index]}: a second input of that name")
+    return specs
+
+
+def free_dimensions(specs: Iterable[TensorSpec]) -> tuple[str, ...]:
+    """The names of all free dimensions, each once, in the order in which they are met."""
+    return tuple(dict.fromkeys(size for spec in specs for size in spec.shape if isinstance(size, str)))
+
+
+def batch_dimension(specs: Iterable[TensorSpec]) -> str | None:
+    """The free dimension along which samples lie: the first axis of the first input that has it free; None if none."""
+    return next((spec.shape[0] for spec in specs if spec.shape and isinstance(spec.shape[0], str)), None)
+
+
+def spelled(spec: TensorSpec) -> str:
+    """An input as a user spells it."""
+    return f"{spec.name}:{spec.dtype}[{','.join(map(str, spec.shape))}]"
