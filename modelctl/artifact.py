@@ -179,7 +179,8 @@ class Origin:
         return Step(
             step=self.step,
             version=__version__,
-            options=msgspec.to_builtins(record.options(self.options) | dict(self.also)),
+            # Through JSON, so that it equals what a manifest gives back: a tuple is a list there.
+            options=msgspec.json.decode(msgspec.json.encode(record.options(self.options) | dict(self.also))),
             parents=tuple(parent.digest for parent in self.parents),
             seed=getattr(self.options, "seed", None),
             environment=_environment(self.libraries),
@@ -259,8 +260,7 @@ def create(out: Path, origin: Origin) -> Iterator[Draft]:
     The draft begins with the first parent's inputs, outputs and processing. UsageError before any work when `out` can't
     be the name of an artifact or may not be written, see `check_out`.
     """
-    check_out(out, origin)
-    with stage(out.parent, out.name) as staged:
+    with stage(out.parent, out.name, lambda: check_out(out, origin)) as staged:
         draft = Draft(staged.folder / out.name)
         if origin.parents:
             first = origin.parents[0].manifest

@@ -56,9 +56,10 @@ class Stage:
 
 
 @contextlib.contextmanager
-def stage(target: Path, name: str) -> Iterator[Stage]:
+def stage(target: Path, name: str, check: Callable[[], object] = lambda: None) -> Iterator[Stage]:
     """A `Stage` for files to appear in the folder `target`, under the lead of the one called `name`.
 
+    `check` is called before anything is written, while nobody can commit into the folder; it may refuse by raising.
     UsageError when there is no such folder; an OSError of a full disk or a read-only folder names `target / name`.
     """
     if not target.is_dir():
@@ -67,6 +68,7 @@ def stage(target: Path, name: str) -> Iterator[Stage]:
     handle = -1
     try:
         with _locked(target):
+            check()
             for left in target.iterdir():
                 if re.fullmatch(re.escape(f".{name}.tmp-") + "[0-9a-f]{12}", left.name):
                     _sweep(left)
