@@ -136,10 +136,11 @@ def _row(step: PlannedStep, state: str, answer: Artifact | Report | None) -> Row
             "file": str(answer.path),
             "size_bytes": answer.size_bytes,
             "accuracy": _accuracy(answer.manifest.metrics),
+            "speedup": _speedup(answer.manifest.metrics),
             "digest": answer.digest,
         }
     elif isinstance(answer, Report):
-        row |= {"accuracy": _accuracy(answer.facts), "facts": answer.facts}
+        row |= {"accuracy": _accuracy(answer.facts), "speedup": _speedup(answer.facts), "facts": answer.facts}
     return row
 
 
@@ -151,6 +152,12 @@ def _accuracy(metrics: Any) -> float | None:
     return found if isinstance(found, float) else None
 
 
+def _speedup(metrics: dict[str, Any]) -> float | None:
+    """The speed relative to the step's input, or to an eval's baseline, where it was measured."""
+    found = metrics.get("latency", {}).get("speedup", {}).get("value")
+    return found if isinstance(found, float) else None
+
+
 def table(rows: list[Row]) -> tuple[str, ...]:
     """The rows as lines of aligned columns; a column that is empty everywhere is left out."""
     columns = {
@@ -159,11 +166,12 @@ def table(rows: list[Row]) -> tuple[str, ...]:
         "state": [row["state"] for row in rows],
         "bytes": [str(row["size_bytes"]) if "size_bytes" in row else "" for row in rows],
         "accuracy": [f"{row['accuracy']:.4f}" if row.get("accuracy") is not None else "" for row in rows],
+        "speed": [f"×{row['speedup']:.2f}" if row.get("speedup") is not None else "" for row in rows],
         "sha256": [row.get("digest", "")[:12] for row in rows],
     }
     shown = {name: cells for name, cells in columns.items() if any(cells)}
     widths = [max(len(name), *map(len, cells)) for name, cells in shown.items()]
-    right = [name in ("bytes", "accuracy") for name in shown]
+    right = [name in ("bytes", "accuracy", "speed") for name in shown]
 
     def line(cells: tuple[str, ...]) -> str:
         aligned = zip(cells, widths, right, strict=True)

@@ -53,6 +53,12 @@ def init(folder: Path, options: InitOptions, progress: Progress = silent) -> Rep
     return Report(subject=str(folder), facts={"folder": str(folder), "files": written})
 
 
+def add_steps(folder: Path, template: str) -> None:
+    """Append the steps in a template to the pipeline of a project that `init` has written."""
+    with (folder / "modelctl.toml").open("a", encoding="utf-8") as file:
+        file.write(_filled(template, _words(folder.resolve().name, InitOptions())))
+
+
 def _write(staged: Path, words: dict[str, str], *, shipped: bool) -> None:
     staged.mkdir()
     for name, template in PROJECT.items():
