@@ -77,7 +77,9 @@ def _run_step(step: PlannedStep, progress: Progress, place: str) -> Row:
 
 
 def _open(step: PlannedStep) -> Any:
-    """What the step's function takes first: an artifact, export's source, or pull's ref."""
+    """What the step's function takes first: an artifact, verify's path, export's source, or pull's ref."""
+    if step.run == "verify":  # opens it itself: a malformed manifest is an answer there
+        return step.source
     if step.run == "export":
         return import_module("modelctl.steps.export").Source.parse(str(step.source))
     return Artifact.open(step.source) if isinstance(step.source, Path) else step.source
