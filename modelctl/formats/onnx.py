@@ -6,16 +6,38 @@ aligned, as the external data of the ONNX specification (docs/ExternalData.md).
 
 from pathlib import Path, PurePosixPath
 
+import msgspec
 import onnx
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import uses_external_data
 
-from modelctl.artifact import Payload
+from modelctl import digests
+from modelctl.artifact import Artifact, Payload
 from modelctl.errors import ArtifactError
+from modelctl.manifest import FileEntry, Manifest
 
 INLINE_LIMIT_BYTES = 3 << 29  # protobuf stops at 2 GiB
 DATA_SUFFIX = ".data"
 ALIGNMENT_BYTES = 4096
+
+
+def open_model(path: Path) -> Artifact:
+    """The artifact at `path`; a foreign one together with the files beside it that hold its weights.
+
+    ArtifactError when such a file is missing, is a link, or would lie outside the folder.
+    """
+    found = Artifact.open(path)
+    if found.manifest_sha256 is not None:
+        return found
+    entries = list(found.manifest.files)
+    tensors = external_tensors(parse_bytes(path.read_bytes(), str(path)))
+    for location in sorted({place_of(tensor)[0] for tensor in tensors} - {path.name}):
+        beside = path.with_name(location)
+        if beside.is_symlink() or not beside.is_file():
+            what = "is a link" if beside.is_symlink() else "no such file"
+            raise ArtifactError(f"{beside}: {what}, and {path.name} keeps weights in it")
+        entries.append(FileEntry(path=location, size=beside.stat().st_size, sha256=digests.of_file(beside)))
+    return Artifact(path, msgspec.structs.replace(found.manifest, files=tuple(entries)), None)
 
 
 def parse(payload: Payload) -> onnx.ModelProto:
@@ -110,3 +132,13 @@ def payload_of(model: onnx.ModelProto, like: Payload) -> Payload:
     """A model in memory as a payload that was never on disk, with the manifest of another one; for trying it out."""
     name = like.manifest.files[0].path
     return Payload(like.manifest, {name: model.SerializeToString(deterministic=True)})
+
+
+def written(path: Path) -> Payload:
+    """What a step has just saved at `path`, with all that lies beside it in the draft's own folder; for trying it out.
+
+    Its manifest tells names and sizes only; digests are taken when the draft is committed.
+    """
+    files = {file.name: file.read_bytes() for file in sorted(path.parent.iterdir(), key=lambda file: file != path)}
+    entries = tuple(FileEntry(path=name, size=len(data), sha256="0" * 64) for name, data in files.items())
+    return Payload(Manifest(name=path.stem, format="onnx", files=entries), files)

@@ -8,8 +8,8 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +24,7 @@ from modelctl.formats.factory import AuthorsCode
 from modelctl.manifest import TensorSpec
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
+Call = Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]]  # one value an input → args, kwargs
 
 TORCHLIB_OPSET = 18  # torch translates to this one or above
 
@@ -48,22 +49,33 @@ class Traced:
     name: str
     module: torch.nn.Module
     inputs: tuple[TensorSpec, ...]
-    parameters: tuple[str, ...] | None  # of forward, one an input; None: they are passed by position
+    call: Call
     outputs: tuple[str, ...] | None = None  # names, where the author gave them
+    limits: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)  # least and largest size by dimension
 
     def run(self, feeds: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         """The outputs by name for inputs by name, on the author's own code; DataError when that refuses them."""
+        self._check_limits(feeds)
         args, kwargs = self.call([torch.from_numpy(np.ascontiguousarray(feeds[one.name])) for one in self.inputs])
         with torch.no_grad(), AuthorsCode(f"{self.name}: failed on this input", DataError), quiet():
             answer = self.module(*args, **kwargs)
         names = names_of(answer, self.name, self.outputs, [one.name for one in self.inputs])
         return dict(zip(names, (_array(leaf) for leaf in pytree.tree_leaves(answer)), strict=True))
 
-    def call(self, values: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Positional and keyword arguments of `module` for one value an input."""
-        if self.parameters is None:
-            return tuple(values), {}
-        return (), dict(zip(self.parameters, values, strict=True))
+    def called(self, inputs: tuple[TensorSpec, ...]) -> "Traced":
+        """The same model, its inputs and free dimensions under other names."""
+        pairs = zip(self.inputs, inputs, strict=True)
+        names = {str(old): str(new) for one, other in pairs for old, new in zip(one.shape, other.shape, strict=True)}
+        limits = {names[name]: limit for name, limit in self.limits.items()}
+        return replace(self, inputs=inputs, limits=limits)
+
+    def _check_limits(self, feeds: Arrays) -> None:
+        for spec in self.inputs:
+            for size, real in zip(spec.shape, feeds[spec.name].shape, strict=True):
+                low, high = self.limits.get(str(size), (0, None))
+                if real < low or (high is not None and real > high):
+                    bounds = f"at least {low}" if high is None else f"{low} to {high}"
+                    raise DataError(f"{self.name}: {size} must be {bounds}, is {real}")
 
 
 def _array(leaf: torch.Tensor) -> np.ndarray[Any, Any]:
@@ -95,13 +107,14 @@ def names_of(answer: Any, what: str, given: Sequence[str] | None, taken: Sequenc
     return tuple(f"{name}_out" if name in taken else name for name in found)
 
 
-def bind(module: torch.nn.Module, inputs: Sequence[TensorSpec]) -> tuple[str, ...] | None:
-    """The parameters of `forward` that the inputs are for, if all inputs are named after one; None: go by position."""
-    parameters = inspect.signature(module.forward).parameters
-    wanted = [spec.name for spec in inputs]
-    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    known = [name for name, one in parameters.items() if one.kind in by_name]
-    return tuple(wanted) if set(wanted) <= set(known) else None
+def bind(module: torch.nn.Module, inputs: Sequence[TensorSpec]) -> Call:
+    """How `forward` is called: by keyword if every input is named after one of its parameters, else by position."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    known = {name for name, one in inspect.signature(module.forward).parameters.items() if one.kind in kinds}
+    names = [spec.name for spec in inputs]
+    if set(names) <= known:
+        return lambda values: ((), dict(zip(names, values, strict=True)))
+    return lambda values: (tuple(values), {})
 
 
 def trace(model: Traced, sizes: Mapping[str, int]) -> ExportedProgram:
@@ -115,10 +128,11 @@ def trace(model: Traced, sizes: Mapping[str, int]) -> ExportedProgram:
         {axis: Dim.DYNAMIC for axis, size in enumerate(spec.shape) if isinstance(size, str)} for spec in model.inputs
     ]
     args, kwargs = model.call(values)
-    dynamic: Any = shapes and (tuple(shapes) if model.parameters is None else model.call(shapes)[1])
+    by_position, by_name = model.call(shapes)
+    dynamic: Any = by_position or by_name or None
     try:
         with AuthorsCode(f"{model.name}: can't be traced", UnsupportedError), quiet():
-            return torch.export.export(model.module, args, kwargs, dynamic_shapes=dynamic or None, strict=False)
+            return torch.export.export(model.module, args, kwargs, dynamic_shapes=dynamic, strict=False)
     except UnsupportedError as error:
         text = str(error.__cause__)
         if "Constraints violated" in text or "specialized" in text or "but your code" in text:

@@ -14,7 +14,16 @@ from onnx_ir.passes import common as passes
 from onnxscript.optimizer import fold_constants
 from onnxscript.rewriter.rules.common import _fuse_batchnorm
 
+from modelctl.errors import ArtifactError, UnsupportedError
 from modelctl.manifest import TensorSpec
+
+BATCH = "batch"
+FIRST_IR_WITH_HIDDEN_WEIGHTS = 4  # before, every initializer had to be an input too
+CHECKED_BYTES = 2**31 - 1  # a protobuf's limit
+DOMAINS = (
+    *("", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview", "com.microsoft", "com.microsoft.nchwc"),
+    *("com.ms.internal.nhwc", "org.pytorch.aten"),
+)
 
 
 def fold(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -72,6 +81,61 @@ def _strip_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
                 del tensor.metadata_props[:]
             for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                 _strip_graph(graph)
+
+
+def adopt(model: onnx.ModelProto, name: str) -> None:
+    """Make a model of someone else fit to be read, in place: inputs that are weights gone, every free dimension named.
+
+    A free dimension without a name is called batch on the first axis, `<input>_<axis>` elsewhere. The operator set
+    stays as it is. UnsupportedError for operators that onnxruntime has not.
+    """
+    _refuse_custom(model, name)
+    held = {tensor.name for tensor in model.graph.initializer} | {
+        tensor.values.name for tensor in model.graph.sparse_initializer
+    }
+    kept = [value for value in model.graph.input if value.name not in held]
+    if len(kept) != len(model.graph.input):
+        del model.graph.input[:]
+        model.graph.input.extend(kept)
+        model.ir_version = max(model.ir_version, FIRST_IR_WITH_HIDDEN_WEIGHTS)
+    for value in model.graph.input:
+        _name_unnamed(value)
+    batches = [value.type.tensor_type.shape.dim[:1] for value in model.graph.input]
+    if any(dim.dim_param == BATCH for dims in batches for dim in dims):
+        for value in model.graph.output:
+            for dim in value.type.tensor_type.shape.dim[:1]:
+                if not dim.dim_param and dim.dim_value <= 0:
+                    dim.dim_param = BATCH
+
+
+def _name_unnamed(value: onnx.ValueInfoProto) -> None:
+    for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+        if not dim.dim_param and dim.dim_value <= 0:  # some exporters write -1 or 0 for a free dimension
+            dim.dim_param = BATCH if axis == 0 else f"{value.name}_{axis}"
+
+
+def _refuse_custom(model: onnx.ModelProto, name: str) -> None:
+    own = {(function.domain, function.name) for function in model.functions}
+    graphs = [model.graph]
+    while graphs:
+        for node in graphs.pop().node:
+            if node.domain not in DOMAINS and (node.domain, node.op_type) not in own:
+                operator = f"{node.domain}:{node.op_type}"
+                raise UnsupportedError(f"{name}: uses the custom operator {operator}, which onnxruntime has not")
+            for attribute in node.attribute:
+                graphs += [attribute.g] if attribute.HasField("g") else []
+                graphs += attribute.graphs
+
+
+def check(model: onnx.ModelProto, name: str) -> None:
+    """ArtifactError unless the model is what the ONNX specification asks for, shapes and types included."""
+    if model.ByteSize() > CHECKED_BYTES:
+        return  # the checker reads a single protobuf, and onnxruntime has its own checks
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        told = " ".join(str(error).split())
+        raise ArtifactError(f"{name}: not a sound ONNX model: {told[:300]}") from error
 
 
 def name_dimensions(model: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> tuple[str, ...]:

@@ -11,14 +11,13 @@ from modelctl.formats.program import Traced
 from modelctl.graph import clean, parity
 
 
-def lower(model: Traced, opset: int, seed: int = 0) -> onnx.ModelProto:
-    """The module as ONNX, in evaluation mode, traced at sizes that it takes; parity is not yet proven.
+def lower(model: Traced, sizes: Mapping[str, int], opset: int) -> onnx.ModelProto:
+    """The module as ONNX, in evaluation mode, traced at `sizes` (see `parity.find_sizes`); parity is not yet proven.
 
-    CheckFailed when a dimension that was to be free is not; DataError when the module refuses inputs of these shapes;
-    UnsupportedError when torch can't trace it or ONNX has no word for it.
+    CheckFailed when a dimension that was to be free is not; UnsupportedError when torch can't trace it or ONNX has no
+    word for it.
     """
     model.module.eval()
-    sizes = parity.find_sizes(model.run, model.inputs, seed)
     return lower_program(model, torch_program.trace(model, sizes), sizes, opset)
 
 
@@ -34,4 +33,5 @@ def lower_program(model: Traced, program: ExportedProgram, sizes: Mapping[str, i
         message = f"{model.name}: the dimension {fixed[0]!r} was to be free, but the result has it fixed"
         raise CheckFailed(message, "give that dimension its size in --input, or export it free")
     clean.strip(made)
+    clean.check(made, model.name)
     return made

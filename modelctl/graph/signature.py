@@ -7,7 +7,7 @@ dimensions of the same name have the same size. A scalar is `name:dtype[]`.
 import re
 from collections.abc import Iterable, Sequence
 
-from modelctl.errors import UsageError
+from modelctl.errors import CheckFailed, UsageError
 from modelctl.manifest import TensorSpec
 
 EXAMPLE = "--input 'x:float32[batch,1,28,28]'"
@@ -64,3 +64,36 @@ def batch_dimension(specs: Iterable[TensorSpec]) -> str | None:
 def spelled(spec: TensorSpec) -> str:
     """An input as a user spells it."""
     return f"{spec.name}:{spec.dtype}[{','.join(map(str, spec.shape))}]"
+
+
+def agree(
+    found: Sequence[TensorSpec], asked: Sequence[TensorSpec], name: str, *, rename: bool = False
+) -> tuple[TensorSpec, ...]:
+    """The inputs `found` in the model called `name`, in its order, their free dimensions called as the user asked.
+
+    With `rename`, inputs of other names are taken in the order given, and called as asked. CheckFailed when a dimension
+    that was asked to be free is not; UsageError when inputs, element types, ranks or sizes are not the ones asked for.
+    """
+    wanted = {spec.name: spec for spec in asked}
+    if set(wanted) == {spec.name for spec in found}:
+        return tuple(_agreed(spec, wanted[spec.name], name) for spec in found)
+    if rename and len(asked) == len(found):
+        return tuple(_agreed(real, spec, name) for real, spec in zip(found, asked, strict=True))
+    raise UsageError(
+        f"{name}: takes {', '.join(map(spelled, found)) or 'no inputs'}",
+        " ".join(f"--input '{spelled(spec)}'" for spec in found),
+    )
+
+
+def _agreed(found: TensorSpec, asked: TensorSpec, name: str) -> TensorSpec:
+    if found.dtype != asked.dtype or len(found.shape) != len(asked.shape):
+        raise UsageError(f"{name}: takes {spelled(found)}, not {spelled(asked)}", f"--input '{spelled(found)}'")
+    for axis, (real, size) in enumerate(zip(found.shape, asked.shape, strict=True)):
+        if isinstance(real, int) and isinstance(size, str):
+            raise CheckFailed(
+                f"{name}: the dimension {size!r} of {found.name!r} was to be free, but it is {real} for good",
+                "export the model again with that dimension free",
+            )
+        if isinstance(size, int) and real != size:
+            raise UsageError(f"{name}: axis {axis} of {found.name!r} is {real}, not {size}")
+    return asked

@@ -3,20 +3,21 @@
 A source is `module:factory` (its weights from a state dict), a `.pt2` exported program, or an `.onnx` file to adopt.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from modelctl import record
+from modelctl import digests, record
 from modelctl.artifact import Artifact, Origin, Payload, create, format_of
 from modelctl.data import open_data
 from modelctl.errors import UnsupportedError, UsageError, missing_extra
 from modelctl.formats import onnx as onnx_format
 from modelctl.graph import clean, measure, parity
 from modelctl.graph.session import Session
-from modelctl.graph.signature import EXAMPLE, parse_inputs
+from modelctl.graph.signature import EXAMPLE, agree, parse_inputs
 from modelctl.manifest import FileEntry, Manifest, TensorSpec
 from modelctl.options import ExportOptions
 from modelctl.progress import Progress, silent
@@ -64,11 +65,10 @@ def origin(source: Source, options: ExportOptions) -> Origin:
     libraries = LIBRARIES if source.format == "onnx" else ("torch", *LIBRARIES)
     if source.format == "factory":
         parents = (Artifact.open(options.weights),) if options.weights is not None else ()
-        also = {"source": record.factory(source.text)}
-        return Origin("export", options, parents, also, libraries)
+        return Origin("export", options, parents, {"source": record.factory(source.text)}, libraries)
     if options.weights is not None:
         raise UsageError("--weights: only a module:factory takes weights from a file")
-    parent = _adopted(source.path) if source.format == "onnx" else Artifact.open(source.path)
+    parent = onnx_format.open_model(source.path) if source.format == "onnx" else Artifact.open(source.path)
     return Origin("export", options, (parent,), {}, libraries)
 
 
@@ -81,69 +81,110 @@ def export(source: Source, out: Path, options: ExportOptions, progress: Progress
     if format_of(out) != "onnx":
         raise UnsupportedError(f"{out}: export writes .onnx", f"-o {out.with_suffix('.onnx').name}")
     made_from = origin(source, options)
+    _refuse_losing(out, made_from)
     with create(out, made_from) as draft:
-        if source.format == "onnx":
-            model, reference, inputs = _adopt(made_from.parents[0], options)
-        else:
-            model, reference, inputs = _from_torch(source, made_from, options, progress)
-        onnx_format.save(model, draft.path)
+        progress.advance("reading and translating", 0, 1)
+        found = (
+            _adopted(made_from.parents[0], options)
+            if source.format == "onnx"
+            else _translated(source, made_from, options, progress)
+        )
+        onnx_format.save(found.model, draft.path)
         payload = _payload(draft.path)
         session = Session(payload, options.thread_count())
         draft.inputs, draft.outputs = session.inputs, session.outputs
-        draft.metrics = measure.describe(payload)
-        draft.metrics["parity"] = _prove(reference, session, inputs, out, options, progress)
+        draft.metrics = measure.describe(payload) | {"parity": _prove(found, session, out.name, options, progress)}
     return Artifact.open(out)
 
 
-def _prove(
-    reference: parity.Function,
-    candidate: Session,
-    inputs: tuple[TensorSpec, ...],
-    out: Path,
-    options: ExportOptions,
-    progress: Progress,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Found:
+    """A source made into ONNX: how the source itself is run, on what, at which sizes of its free dimensions."""
+
+    model: onnx.ModelProto
+    reference: parity.Function
+    inputs: tuple[TensorSpec, ...]
+    sizes: Mapping[str, int]
+
+
+def _refuse_losing(out: Path, made_from: Origin) -> None:
+    """The weights of an ONNX file may lie in several files, and none of them may be written over."""
+    written = {out.resolve(), out.with_name(out.name + onnx_format.DATA_SUFFIX).resolve()}
+    for parent in made_from.parents:
+        for entry in parent.manifest.files:
+            if parent.file(entry).resolve() in written:
+                raise UsageError(f"{out}: would be written over {parent.file(entry)}", "choose another name with -o")
+
+
+def _payload(path: Path) -> Payload:
+    """What was written, in memory, as it will be."""
+    files = {file.name: file.read_bytes() for file in sorted(path.parent.iterdir())}
+    entries = [FileEntry(path=name, size=len(data), sha256=digests.of_bytes(data)) for name, data in files.items()]
+    first = sorted(entries, key=lambda entry: entry.path != path.name)
+    return Payload(Manifest(name=path.stem, format="onnx", files=tuple(first)), files)
+
+
+def _prove(found: _Found, candidate: Session, name: str, options: ExportOptions, progress: Progress) -> dict[str, Any]:
+    """The parity gate; see `graph.parity`."""
     samples = None
     if options.data is not None:
-        samples = open_data(options.data, inputs, options.seed).scored.inputs
-    tolerance = parity.Tolerance(rtol=options.rtol, atol=options.atol, allow_vacuous=options.allow_vacuous)
-    sizes = parity.find_sizes(reference, inputs, options.seed)
+        samples = open_data(options.data, found.inputs, options.seed).scored.inputs
     return parity.check(
-        reference,
+        found.reference,
         candidate.run,
-        inputs,
-        sizes,
-        tolerance,
-        name=out.name,
+        found.inputs,
+        found.sizes,
+        parity.Tolerance(rtol=options.rtol, atol=options.atol, allow_vacuous=options.allow_vacuous),
+        name=name,
         seed=options.seed,
         samples=samples,
         progress=progress,
     )
 
 
-def _payload(path: Path) -> Payload:
-    """What was written, in memory, as it will be."""
-    files = {file.name: file.read_bytes() for file in sorted(path.parent.iterdir())}
-    entries = tuple(FileEntry(path=name, size=len(data), sha256="0" * 64) for name, data in files.items())
-    first = sorted(entries, key=lambda entry: entry.path != path.name)
-    return Payload(Manifest(name=path.stem, format="onnx", files=tuple(first)), files)
+def _adopted(parent: Artifact, options: ExportOptions) -> _Found:
+    """An ONNX file of someone else, checked and clean, its weights taken in, its operator set as it was."""
+    payload = parent.load()
+    name = str(parent.path)
+    model = onnx_format.parse(payload)
+    clean.adopt(model, name)
+    reference = Session(payload, options.thread_count())
+    # The source's own unnamed dimensions have their names only in what is made of it.
+    inputs = Session(onnx_format.payload_of(model, payload), options.thread_count()).inputs
+    if options.inputs:
+        inputs = agree(inputs, parse_inputs(options.inputs), name)
+        clean.name_dimensions(model, inputs)
+    clean.strip(model)
+    clean.check(model, name)
+    return _Found(model, reference.run, inputs, parity.find_sizes(reference.run, inputs, options.seed))
 
 
-def _from_torch(
-    source: Source, made_from: Origin, options: ExportOptions, progress: Progress
-) -> tuple[onnx.ModelProto, parity.Function, tuple[TensorSpec, ...]]:
+def _translated(source: Source, made_from: Origin, options: ExportOptions, progress: Progress) -> _Found:
+    """A torch module or exported program as ONNX."""
     try:
-        import torch  # noqa: F401 - only to say which extra it is in
+        import torch
     except ImportError as error:
-        raise missing_extra(f"{source.text}: export of this source needs torch", "torch") from error
+        raise missing_extra(f"{source.text}: export from torch needs torch", "torch") from error
+    from modelctl.formats import pt2
     from modelctl.graph import lower
 
-    progress.advance("tracing", 0, 1)
-    model = _traced_factory(source, made_from, options, progress)
-    return lower.lower(model, options.opset, options.seed), model.run, model.inputs
+    torch.set_num_threads(options.thread_count())
+    if source.format == "pt2":
+        program = pt2.read(made_from.parents[0], options.unsafe_pickle)
+        traced = pt2.traced(program, source.text)
+        if options.inputs:
+            traced = traced.called(agree(traced.inputs, parse_inputs(options.inputs), source.text, rename=True))
+        sizes = parity.find_sizes(traced.run, traced.inputs, options.seed)
+        model = lower.lower_program(traced, program, sizes, options.opset)
+    else:
+        traced = _built(source, made_from, options, progress)
+        sizes = parity.find_sizes(traced.run, traced.inputs, options.seed)
+        model = lower.lower(traced, sizes, options.opset)
+    return _Found(model, traced.run, traced.inputs, sizes)
 
 
-def _traced_factory(source: Source, made_from: Origin, options: ExportOptions, progress: Progress) -> "Traced":
+def _built(source: Source, made_from: Origin, options: ExportOptions, progress: Progress) -> "Traced":
+    """What the factory returns, with the weights in it, in evaluation mode."""
     from modelctl.formats import checkpoint, factory, program
 
     module, home = factory.build(source.text)
@@ -155,19 +196,5 @@ def _traced_factory(source: Source, made_from: Origin, options: ExportOptions, p
     module.eval()
     inputs = parse_inputs(options.inputs) if options.inputs else program.example_specs(module, home)
     if not inputs:
-        raise UsageError(f"{source.text}: takes inputs of unknown shape", f"add {EXAMPLE}")
+        raise UsageError(f"{source.text}: the shapes of its inputs are not known", f"add {EXAMPLE}")
     return program.Traced(source.text, module, inputs, program.bind(module, inputs))
-
-
-def _adopted(path: Path) -> Artifact:
-    """The foreign file, and the files beside it that hold its weights, as one parent."""
-    return Artifact.open(path)
-
-
-def _adopt(parent: Artifact, options: ExportOptions) -> tuple[onnx.ModelProto, parity.Function, tuple[TensorSpec, ...]]:
-    """An ONNX file of someone else, checked and clean, its opset as it was."""
-    payload = parent.load()
-    reference = Session(payload, options.thread_count())
-    model = onnx_format.parse(payload)
-    clean.strip(model)
-    return model, reference.run, reference.inputs
