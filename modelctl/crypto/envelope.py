@@ -89,19 +89,36 @@ def header_of(path: Path) -> Header:
         return _read_head(file.read, str(path))[1]
 
 
-def open_sealed(path: Path, keys: Sequence[OpeningKey], *, threads: int = 0, progress: Progress = silent) -> Payload:
-    """The artifact sealed at `path`, in memory only, every byte of it checked; errors as `unseal` raises them.
+def open_sealed(
+    sealed: Path | Artifact, keys: Sequence[OpeningKey], *, threads: int = 0, progress: Progress = silent
+) -> Payload:
+    """The artifact in a sealed one, in memory only, every byte of it checked; errors as `unseal` raises them.
 
     Holds the plaintext once, and `threads` (0: as many as are granted) few segments beside it.
     """
+    artifact = sealed if isinstance(sealed, Artifact) else Artifact.open(sealed)
+    with artifact.path.open("rb", buffering=0) as file:
+        return _opened(file, artifact.manifest, str(artifact.path), keys, threads, progress)
+
+
+def open_sealed_payload(
+    sealed: Payload, name: str, keys: Sequence[OpeningKey], *, threads: int = 0, progress: Progress = silent
+) -> Payload:
+    """The artifact in a sealed one that is in memory already, out of a store; `name` is what messages call it."""
+    return _opened(io.BytesIO(sealed.primary), sealed.manifest, name, keys, threads, progress)
+
+
+def _opened(
+    file: IO[bytes], described: Manifest, name: str, keys: Sequence[OpeningKey], threads: int, progress: Progress
+) -> Payload:
     files: dict[str, io.BytesIO] = {}
 
     def sink(_: Manifest, entry: FileEntry) -> IO[bytes]:
         files[entry.path] = _Kept(entry.size)
         return files[entry.path]
 
-    inside = unseal(Artifact.open(path), keys, sink, threads=threads or granted_threads(), progress=progress)
-    return Payload(inside.manifest, {name: file.getvalue() for name, file in files.items()}, inside.signature)
+    inside = _checked(file, described, Reader(name, sink, progress), keys, threads or granted_threads())
+    return Payload(inside.manifest, {path: kept.getvalue() for path, kept in files.items()}, inside.signature)
 
 
 class _Kept(io.BytesIO):
@@ -127,8 +144,14 @@ def unseal(
     ArtifactError for what is no sealed file; IntegrityError when the bytes are not those that were sealed, or not those
     that the sealed artifact's own manifest describes.
     """
-    name, entry = str(sealed.path), sealed.manifest.files[0]
-    with sealed.path.open("rb", buffering=0) as file, Tally() as read:
+    with sealed.path.open("rb", buffering=0) as file:
+        return _checked(file, sealed.manifest, Reader(str(sealed.path), sink, progress), keys, threads)
+
+
+def _checked(file: IO[bytes], described: Manifest, reader: Reader, keys: Sequence[OpeningKey], threads: int) -> Inside:
+    """Unseal a stream, and hold what was read, and what was inside, against the sealed artifact's own manifest."""
+    name, entry = reader.name, described.files[0]
+    with Tally() as read:
 
         def pull(count: int) -> bytes:
             data = file.read(count) or b""
@@ -136,17 +159,19 @@ def unseal(
             return data
 
         try:
-            inside = _unseal(pull, entry.size, keys, Reader(name, sink, progress), threads)
+            inside = _unseal(pull, entry.size, keys, reader, threads)
         except FloeError as error:
             raise IntegrityError(f"{name}: {error}") from error
         except (KeyFileError, ArtifactError) as error:
             # Only whole bytes can tell of a wrong key; of changed ones nothing else can be told.
-            if digests.of_file(sealed.path) != entry.sha256:
+            while pull(digests.CHUNK_BYTES):
+                pass
+            if read.sha256 != entry.sha256:
                 raise IntegrityError(f"{name}: the bytes are not the ones that its manifest describes") from error
             raise
         if (read.size, read.sha256) != (entry.size, entry.sha256):
             raise IntegrityError(f"{name}: the bytes are not the ones that its manifest describes")
-    promised = sealed.manifest.encryption
+    promised = described.encryption
     if promised is not None and promised.manifest != digests.of_bytes(inside.manifest_bytes):
         raise IntegrityError(f"{name}: what is inside is not what its manifest says")
     if promised is not None and promised.digest != inside.manifest.digest:
