@@ -31,9 +31,13 @@ class Console:
     bars: bool = True
     out: TextIO = field(default_factory=lambda: sys.stdout)
     err: TextIO = field(default_factory=lambda: sys.stderr)
+    answered: bool = False  # whether a result has been printed
 
     def result(self, answer: "Artifact | Report | None") -> None:
-        """Print what a command gave back."""
+        """Print what a command gave back; nothing, if that is nothing and it has had its say while it ran."""
+        if answer is None and self.answered:
+            return
+        self.answered = True
         if self.as_json:
             self._document(True, result=None if answer is None else facts_of(answer))
         elif isinstance(answer, Report):

@@ -1,0 +1,34 @@
+"""`modelctl serve`."""
+
+from typing import Annotated
+
+import typer
+
+from modelctl.cli.command import Answer, Shell, command
+from modelctl.options import ServeOptions
+from modelctl.report import Report
+
+Models = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL|REF...", help="model files, sealed or not, or [STORE/]name:tag refs", show_default=False
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+
+    @command(app, ServeOptions)
+    def serve(models: Models, options: ServeOptions, shell: Shell) -> Answer:
+        """Answers over HTTP until Ctrl-C or SIGTERM: Open Inference Protocol, /predict, /metrics."""
+        from modelctl.serve.models import Models as Served
+        from modelctl.serve.server import serve
+
+        def announce(url: str, served: Served) -> None:
+            shell.progress.close()
+            facts = [{"name": one.name, "version": one.version, "digest": one.digest} for one in served]
+            shell.console.result(Report(subject=url, facts={"url": url, "models": facts}, lines=(f"ready {url}",)))
+
+        serve(models, options, announce, shell.progress)
+        return None

@@ -1,0 +1,107 @@
+"""`/predict`: the simple way to ask, for people with curl.
+
+    POST /predict                 the only model, or ?model=name
+    POST /predict/name
+
+The body is JSON: `{"inputs": {name: nested lists}}`; for a model with one input also `{"inputs": nested lists}` or the
+nested lists alone; or `{"instances": [row, …]}`, a row being nested lists or, with several inputs, `{name: nested
+lists}`. Shapes are those of the lists. The answer is `{"model": "name@sha256:…", "outputs": {name: nested lists}}`.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import parse_qs
+
+import orjson
+
+from modelctl.serve.batching import Array
+from modelctl.serve.http import Answer, App, Request, Route
+from modelctl.serve.models import Model
+from modelctl.serve.refusal import Refused, told
+from modelctl.serve.tensors import check_shape, datatype_of, from_json, parse_json, to_nested_json
+
+QUERY_LIMIT_BYTES = 4096
+
+
+def routes(app: App) -> Iterable[Route]:
+    """The routes of `/predict`."""
+
+    def bound(model: Model) -> Any:
+        async def predict(request: Request) -> Answer:
+            return await _predict(app, model, request)
+
+        return predict
+
+    async def chosen(request: Request) -> Answer:
+        model = _named(app, request.query)
+        answer = await _predict(app, model, request)
+        return answer._replace(headers=((b"modelctl-model", model.told.encode()),))
+
+    names = app.models.names()
+    if len(names) == 1 and len(app.models.versions(names[0])) == 1:
+        only = app.models.only()
+        yield Route("POST", "/predict", bound(only), only)
+    else:
+        yield Route("POST", "/predict", chosen)
+    for name in names:
+        model = app.models.get(name)
+        yield Route("POST", f"/predict/{name}", bound(model), model)
+
+
+def _named(app: App, query: bytes) -> Model:
+    asked = parse_qs(query[:QUERY_LIMIT_BYTES].decode("latin-1")).get("model")
+    return app.models.get(asked[-1]) if asked else app.models.only()
+
+
+async def _predict(app: App, model: Model, request: Request) -> Answer:
+    feeds = read(parse_json(request.body), model)
+    outputs = await app.run(model, feeds, request)
+    told_of = {name: to_nested_json(outputs[name], _kind(model.outputs[name].dtype)) for name in model.outputs}
+    return Answer(orjson.dumps({"model": model.told, "outputs": told_of}, option=orjson.OPT_SERIALIZE_NUMPY))
+
+
+def read(asked: Any, model: Model) -> dict[str, Array]:
+    """The inputs by name that a body asks a model for."""
+    given = _by_name(asked, list(model.inputs))
+    unknown = [name for name in given if name not in model.inputs]
+    missing = [name for name in model.inputs if name not in given]
+    if unknown or missing:
+        what = f"no input {told(unknown[0])}" if unknown else f"input {missing[0]!r} is missing"
+        raise Refused(f"{what}; the model takes: {', '.join(model.inputs)}")
+    feeds = {}
+    for name, spec in model.inputs.items():
+        array = from_json(name, given[name], _kind(spec.dtype), None)
+        check_shape(name, list(array.shape), spec)
+        feeds[name] = array
+    return feeds
+
+
+def _by_name(asked: Any, names: list[str]) -> dict[str, Any]:
+    """Nested lists by the name of the input that they are for."""
+    if type(asked) is dict and "instances" in asked:
+        return _columns(asked["instances"], names)
+    if type(asked) is dict:
+        if "inputs" not in asked:
+            raise Refused('the body has neither "inputs" nor "instances"')
+        asked = asked["inputs"]
+        if type(asked) is dict:
+            return asked
+    if len(names) != 1:
+        raise Refused(f'the model has several inputs, send {{"inputs": {{…}}}} with: {", ".join(names)}')
+    return {names[0]: asked}
+
+
+def _columns(rows: Any, names: list[str]) -> dict[str, Any]:
+    if type(rows) is not list or not rows:
+        raise Refused('"instances" is not a list of rows')
+    if type(rows[0]) is not dict:
+        if len(names) != 1:
+            raise Refused(f"the model has several inputs, each of the instances names them: {', '.join(names)}")
+        return {names[0]: rows}
+    if any(type(row) is not dict or row.keys() != rows[0].keys() for row in rows):
+        raise Refused("instances do not all have the same names")
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _kind(dtype: str) -> Any:
+    return datatype_of(dtype)
