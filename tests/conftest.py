@@ -4,11 +4,15 @@ A test that needs a part installed apart (a Debian package, a client from PyPI) 
 itself with the install line as its reason. `--require-real-parts` turns such a skip into a failure: CI runs with it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from modelctl.artifact import Artifact, Origin, create
+from modelctl.options import KeygenOptions, KeyType, StepOptions
+from modelctl.steps.keygen import keygen
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,3 +36,34 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_DATA_HOME", str(home))
     for name in ("MODELCTL_STORE", "MODELCTL_DATA", "MODELCTL_THREADS"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def make_artifact(tmp_path: Path) -> Callable[..., Artifact]:
+    """Makes an artifact of any bytes, further files by their keyword `more`, exported from the checkpoint `root.pt`."""
+
+    def make(name: str = "model.onnx", data: bytes = b"graph", more: dict[str, bytes] | None = None) -> Artifact:
+        root = tmp_path / "root.pt"
+        root.write_bytes(b"weights")
+        out = tmp_path / name
+        with create(out, Origin("export", StepOptions(force=True), (Artifact.open(root),))) as draft:
+            draft.path.write_bytes(data)
+            for beside, content in (more or {}).items():
+                (draft.path.parent / beside).write_bytes(content)
+            draft.metrics = {"accuracy": 0.75}
+        return Artifact.open(out)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def key_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of keys: rsa.pem, rsa2.pem, ed.pem, ed2.pem, each with its .pub.pem, and aes.key, aes2.key."""
+    folder = tmp_path_factory.mktemp("keys")
+    for name in ("rsa.pem", "rsa2.pem"):
+        keygen(folder / name, KeygenOptions(type=KeyType.RSA, bits=2048))
+    for name in ("ed.pem", "ed2.pem"):
+        keygen(folder / name, KeygenOptions())
+    for name in ("aes.key", "aes2.key"):
+        keygen(folder / name, KeygenOptions(type=KeyType.AES))
+    return folder

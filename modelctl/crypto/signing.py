@@ -16,7 +16,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -27,7 +27,7 @@ from modelctl.crypto.keys import PrivateKey, PublicKey
 from modelctl.errors import ArtifactError, IntegrityError, UsageError
 from modelctl.manifest import Digest
 
-PAYLOAD_TYPE = "application/vnd.in-toto+json"
+PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:modelctl:manifest:v1"
 MOST_SIGNATURES = 64
@@ -47,9 +47,7 @@ class Envelope(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A payload and the signatures over it, one a key."""
 
     payload: Base64
-    payload_type: Annotated[str, Meta(pattern=rf"^{PAYLOAD_TYPE}$".replace("+", r"\+"))] = msgspec.field(
-        name="payloadType", default=PAYLOAD_TYPE
-    )
+    payload_type: Literal["application/vnd.in-toto+json"] = msgspec.field(name="payloadType", default=PAYLOAD_TYPE)
     signatures: Annotated[tuple[Signature, ...], Meta(min_length=1, max_length=MOST_SIGNATURES)]
 
     def text(self) -> bytes:
@@ -152,9 +150,12 @@ def _covering(manifest_bytes: bytes, envelope_bytes: bytes, name: str) -> Envelo
 
 def _decoded(text: str, name: str) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
+        data = base64.b64decode(text, validate=True)
     except binascii.Error as error:
         raise ArtifactError(f"{name}: not base64: {error}") from error
+    if base64.b64encode(data).decode() != text:
+        raise ArtifactError(f"{name}: not base64 in the one spelling")
+    return data
 
 
 def sidecars(model: Artifact) -> tuple[bytes, bytes | None]:
