@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -150,7 +150,7 @@ def newer_sqlite(place: Path) -> None:
     db.close()
 
 
-NOT_STORES = {
+NOT_STORES: dict[str, Callable[[Path], object]] = {
     "text": lambda place: place.write_text("hello"),
     "empty file": lambda place: place.write_bytes(b""),
     "magic only": lambda place: place.write_bytes(b"SQLite format 3\0" + b"\0" * 84),
