@@ -1,8 +1,11 @@
 """Running ONNX: an onnxruntime session over verified bytes in memory, never over a path."""
 
+import ctypes
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
@@ -15,7 +18,8 @@ Tensors = Mapping[str, np.ndarray[Any, Any]]
 
 # onnxruntime's names of element types; every other one is numpy's.
 _DTYPES = {"float": "float32", "double": "float64"}
-_LOAD_ERRORS = (
+_BFLOAT16 = 16  # onnx.proto, TensorProto.DataType
+LOAD_ERRORS = (
     ort_errors.Fail,
     ort_errors.InvalidArgument,
     ort_errors.InvalidGraph,
@@ -47,21 +51,43 @@ class Session:
             self._session = ort.InferenceSession(payload.primary, options, providers=["CPUExecutionProvider"])
         except ort_errors.NotImplemented as error:
             raise UnsupportedError(f"{name}: onnxruntime has no kernel for it: {_reason(error)}") from error
-        except _LOAD_ERRORS as error:
+        except LOAD_ERRORS as error:
             raise ArtifactError(f"{name}: onnxruntime can't load it: {_reason(error)}") from error
         self.name = name
         self.inputs = tuple(_spec(one) for one in self._session.get_inputs())
         self.outputs = tuple(_spec(one) for one in self._session.get_outputs())
+        self._names = [one.name for one in self.outputs]
+        self._has_bfloat16 = any(one.dtype == "bfloat16" for one in (*self.inputs, *self.outputs))
 
     def run(self, feeds: Tensors) -> dict[str, np.ndarray[Any, Any]]:
         """The outputs by name for inputs by name; DataError when they are not what the model takes."""
-        names = [one.name for one in self.outputs]
         try:
-            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+            answers = self._run_values(feeds) if self._has_bfloat16 else self._session.run(self._names, dict(feeds))
+            return dict(zip(self._names, answers, strict=True))
         except (ort_errors.InvalidArgument, ValueError) as error:
             raise DataError(f"{self.name}: can't take this input: {_reason(error)}") from error
         except (ort_errors.Fail, ort_errors.RuntimeException) as error:
             raise DataError(f"{self.name}: failed on this input: {_reason(error)}") from error
+
+    def _run_values(self, feeds: Tensors) -> list[np.ndarray[Any, Any]]:
+        """As `run`, by way of onnxruntime's own tensors: its bridge to numpy does not know bfloat16."""
+        given = {name: _value_of(np.ascontiguousarray(array)) for name, array in feeds.items()}
+        return [_array_of(value) for value in self._session.run_with_ort_values(self._names, given)]
+
+
+def _value_of(array: np.ndarray[Any, Any]) -> ort.OrtValue:
+    if array.dtype == ml_dtypes.bfloat16:
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), _BFLOAT16)
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def _array_of(value: ort.OrtValue) -> np.ndarray[Any, Any]:
+    if value.element_type() != _BFLOAT16:
+        found: np.ndarray[Any, Any] = value.numpy()
+        return found
+    shape = tuple(value.shape())
+    raw = ctypes.string_at(value.data_ptr(), 2 * math.prod(shape))
+    return np.frombuffer(raw, dtype=ml_dtypes.bfloat16).reshape(shape)
 
 
 def _refuse_outside(payload: Payload) -> None:
