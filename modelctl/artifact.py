@@ -127,6 +127,7 @@ class Payload:
     manifest: Manifest
     files: Mapping[str, bytes]
     signature: bytes | None = None  # the DSSE envelope that came with it, when it came sealed
+    manifest_bytes: bytes | None = None  # the manifest as it stood, which the signature covers, when it came sealed
 
     @property
     def primary(self) -> bytes:

@@ -11,10 +11,12 @@ Both ways are one pass in constant memory. What is opened is good only when `uns
 """
 
 import contextlib
+import hashlib
 import hmac
 import io
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -90,35 +92,56 @@ def header_of(path: Path) -> Header:
 
 
 def open_sealed(
-    sealed: Path | Artifact, keys: Sequence[OpeningKey], *, threads: int = 0, progress: Progress = silent
+    sealed: Artifact | Path, keys: Sequence[OpeningKey], *, threads: int = 0, progress: Progress = silent
 ) -> Payload:
-    """The artifact in a sealed one, in memory only, every byte of it checked; errors as `unseal` raises them.
+    """The artifact that is sealed in a file, in memory only, every byte of it checked; errors as `unseal` raises them.
 
-    Holds the plaintext once, and `threads` (0: as many as are granted) few segments beside it.
+    Holds the plaintext once, and a few segments for each of `threads` (0: as many as are granted) beside it.
     """
-    artifact = sealed if isinstance(sealed, Artifact) else Artifact.open(sealed)
-    with artifact.path.open("rb", buffering=0) as file:
-        return _opened(file, artifact.manifest, str(artifact.path), keys, threads, progress)
+    outer = Artifact.open(sealed) if isinstance(sealed, Path) else sealed
+    with outer.path.open("rb", buffering=0) as file:
+        return _in_memory(_Outer(str(outer.path), file, outer.manifest), keys, threads, progress)
 
 
 def open_sealed_payload(
-    sealed: Payload, name: str, keys: Sequence[OpeningKey], *, threads: int = 0, progress: Progress = silent
+    payload: Payload, name: str, keys: Sequence[OpeningKey], *, threads: int = 0, progress: Progress = silent
 ) -> Payload:
-    """The artifact in a sealed one that is in memory already, out of a store; `name` is what messages call it."""
-    return _opened(io.BytesIO(sealed.primary), sealed.manifest, name, keys, threads, progress)
+    """`open_sealed` for a sealed artifact whose bytes are in memory already, called `name` in messages."""
+    return _in_memory(_Outer(name, io.BytesIO(payload.primary), payload.manifest), keys, threads, progress)
 
 
-def _opened(
-    file: IO[bytes], described: Manifest, name: str, keys: Sequence[OpeningKey], threads: int, progress: Progress
-) -> Payload:
-    files: dict[str, io.BytesIO] = {}
+def unseal(
+    sealed: Artifact, keys: Sequence[OpeningKey], sink: Sink, *, threads: int, progress: Progress = silent
+) -> Inside:
+    """Open a sealed artifact with the first of `keys` that fits: `sink` gives a place to write for each of its files.
+
+    What was written there is good only when this has returned. UsageError without keys, KeyFileError when none fits,
+    ArtifactError for what is no sealed file; IntegrityError when the bytes are not those that were sealed, or not those
+    that the sealed artifact's own manifest describes.
+    """
+    with sealed.path.open("rb", buffering=0) as file:
+        return _checked(_Outer(str(sealed.path), file, sealed.manifest), keys, sink, threads, progress)
+
+
+@dataclass(frozen=True)
+class _Outer:
+    """A sealed file: its name in messages, its bytes from the first one on, what its manifest says of it."""
+
+    name: str
+    file: io.RawIOBase | io.BytesIO
+    manifest: Manifest
+
+
+def _in_memory(outer: _Outer, keys: Sequence[OpeningKey], threads: int, progress: Progress) -> Payload:
+    files: dict[str, _Kept] = {}
 
     def sink(_: Manifest, entry: FileEntry) -> IO[bytes]:
         files[entry.path] = _Kept(entry.size)
         return files[entry.path]
 
-    inside = _checked(file, described, Reader(name, sink, progress), keys, threads or granted_threads())
-    return Payload(inside.manifest, {path: kept.getvalue() for path, kept in files.items()}, inside.signature)
+    inside = _checked(outer, keys, sink, threads or granted_threads(), progress)
+    held = {name: file.getvalue() for name, file in files.items()}
+    return Payload(inside.manifest, held, inside.signature, inside.manifest_bytes)
 
 
 class _Kept(io.BytesIO):
@@ -135,46 +158,31 @@ class _Kept(io.BytesIO):
         pass  # stays readable
 
 
-def unseal(
-    sealed: Artifact, keys: Sequence[OpeningKey], sink: Sink, *, threads: int, progress: Progress = silent
-) -> Inside:
-    """Open a sealed artifact with the first of `keys` that fits: `sink` gives a place to write for each of its files.
-
-    What was written there is good only when this has returned. UsageError without keys, KeyFileError when none fits,
-    ArtifactError for what is no sealed file; IntegrityError when the bytes are not those that were sealed, or not those
-    that the sealed artifact's own manifest describes.
-    """
-    with sealed.path.open("rb", buffering=0) as file:
-        return _checked(file, sealed.manifest, Reader(str(sealed.path), sink, progress), keys, threads)
-
-
-def _checked(file: IO[bytes], described: Manifest, reader: Reader, keys: Sequence[OpeningKey], threads: int) -> Inside:
-    """Unseal a stream, and hold what was read, and what was inside, against the sealed artifact's own manifest."""
-    name, entry = reader.name, described.files[0]
+def _checked(outer: _Outer, keys: Sequence[OpeningKey], sink: Sink, threads: int, progress: Progress) -> Inside:
+    """What is in a sealed file, once it is known that file, seal and contents are what they say."""
+    name, entry, promised = outer.name, outer.manifest.files[0], outer.manifest.encryption
+    other = IntegrityError(f"{name}: the bytes are not the ones that its manifest describes")
     with Tally() as read:
 
         def pull(count: int) -> bytes:
-            data = file.read(count) or b""
+            data = outer.file.read(count) or b""
             read.add(data)
             return data
 
         try:
-            inside = _unseal(pull, entry.size, keys, reader, threads)
+            inside = _unseal(pull, entry.size, keys, Reader(name, sink, progress), threads)
         except FloeError as error:
             raise IntegrityError(f"{name}: {error}") from error
         except (KeyFileError, ArtifactError) as error:
             # Only whole bytes can tell of a wrong key; of changed ones nothing else can be told.
-            while pull(digests.CHUNK_BYTES):
-                pass
-            if read.sha256 != entry.sha256:
-                raise IntegrityError(f"{name}: the bytes are not the ones that its manifest describes") from error
+            outer.file.seek(0)
+            if hashlib.file_digest(outer.file, "sha256").hexdigest() != entry.sha256:
+                raise other from error
             raise
         if (read.size, read.sha256) != (entry.size, entry.sha256):
-            raise IntegrityError(f"{name}: the bytes are not the ones that its manifest describes")
-    promised = described.encryption
-    if promised is not None and promised.manifest != digests.of_bytes(inside.manifest_bytes):
-        raise IntegrityError(f"{name}: what is inside is not what its manifest says")
-    if promised is not None and promised.digest != inside.manifest.digest:
+            raise other
+    told = (digests.of_bytes(inside.manifest_bytes), inside.manifest.digest)
+    if promised is not None and told != (promised.manifest, promised.digest):
         raise IntegrityError(f"{name}: what is inside is not what its manifest says")
     return inside
 

@@ -73,7 +73,18 @@ def test_signature_travels_inside(make_artifact: Make, tmp_path: Path, key_folde
     text = manifest_path(model.path).read_bytes()
     signature = signing.sign(text, key, None, "m")
     (tmp_path / "model.onnx.dsse.json").write_bytes(signature)
-    assert opened(sealed(model, tmp_path / "m.sealed")).signature == signature
+    payload = opened(sealed(model, tmp_path / "m.sealed"))
+    assert (payload.manifest_bytes, payload.signature) == (text, signature)
+
+
+def test_sealed_bytes_in_memory_open_too(small: Path) -> None:
+    payload = Artifact.open(small).load()
+    assert envelope.open_sealed_payload(payload, "ref", [AES]).primary == b"graph"
+    changed = Payload(payload.manifest, {small.name: payload.primary[:-1] + b"\0"})
+    with pytest.raises(IntegrityError, match="ref: "):
+        envelope.open_sealed_payload(changed, "ref", [AES])
+    with pytest.raises(KeyFileError):
+        envelope.open_sealed_payload(payload, "ref", [AesKey(bytes(32))])
 
 
 def test_each_of_several_recipients_opens_alone(make_artifact: Make, tmp_path: Path, key_folder: Path) -> None:
