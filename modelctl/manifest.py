@@ -198,6 +198,7 @@ def check_path(path: str, name: str) -> None:
 def json_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of the manifest, made from the types above; `schemas/` holds it for other languages."""
     schema = msgspec.json.schema(Manifest)
+    schema["$defs"]["Manifest"]["required"].insert(0, "schema")  # it has a default for Python's sake only
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "urn:modelctl:manifest:v1",

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 
 from modelctl import digests
 from modelctl.errors import DataError, UsageError
-from modelctl.options import Options, Remembered, knobs
+from modelctl.knobs import Options, Remembered, knobs
 
 _INSTALLED = {"site-packages", "dist-packages"}
 _STDLIB = Path(ast.__file__).parent

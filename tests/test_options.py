@@ -11,18 +11,15 @@ from hypothesis import strategies as st
 
 from modelctl import options
 from modelctl.errors import UsageError
+from modelctl.knobs import Options, fields_of, granted_threads, knobs
 from modelctl.options import (
     DistillOptions,
     EncryptOptions,
     ExportOptions,
     Method,
-    Options,
     PruneOptions,
     QuantizeOptions,
     VerifyOptions,
-    fields_of,
-    granted_threads,
-    knobs,
 )
 
 CLASSES = [one for _, one in inspect.getmembers(options, inspect.isclass) if issubclass(one, Options)]

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from modelctl import digests, record
 from modelctl.errors import DataError, UsageError
-from modelctl.options import DistillOptions, EncryptOptions, ExportOptions, QuantizeOptions, StepOptions, knob
+from modelctl.knobs import knob
+from modelctl.options import DistillOptions, EncryptOptions, ExportOptions, QuantizeOptions, StepOptions
 from modelctl.record import DataRef
 
 

@@ -16,7 +16,8 @@ from typer.models import ArgumentInfo
 from modelctl.artifact import Artifact, Origin, check_out
 from modelctl.cli.console import Console
 from modelctl.cli.teller import Teller
-from modelctl.options import Options, StepOptions, fields_of, knobs
+from modelctl.knobs import Options, fields_of, knobs
+from modelctl.options import StepOptions
 from modelctl.report import Report
 
 Answer = Artifact | Report | None
