@@ -19,7 +19,21 @@ from modelctl.cli.console import STOPPED, Console, OutputGone
 from modelctl.cli.usage import explained
 from modelctl.errors import ModelctlError
 
-COMMANDS = ("export", "quantize", "encrypt", "decrypt", "keygen", "sign", "verify", "push", "pull", "serve", "run", "init")
+COMMANDS = (
+    "export",
+    "quantize",
+    "distill",
+    "encrypt",
+    "decrypt",
+    "keygen",
+    "sign",
+    "verify",
+    "push",
+    "pull",
+    "serve",
+    "run",
+    "init",
+)
 COMMANDS_ALL = (
     "export",
     "quantize",

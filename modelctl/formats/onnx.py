@@ -13,7 +13,7 @@ from onnx.external_data_helper import uses_external_data
 
 from modelctl import digests
 from modelctl.artifact import Artifact, Payload
-from modelctl.errors import ArtifactError
+from modelctl.errors import ArtifactError, UnsupportedError
 from modelctl.manifest import FileEntry, Manifest
 
 INLINE_LIMIT_BYTES = 3 << 29  # protobuf stops at 2 GiB
@@ -38,6 +38,15 @@ def open_model(path: Path) -> Artifact:
             raise ArtifactError(f"{beside}: {what}, and {path.name} keeps weights in it")
         entries.append(FileEntry(path=location, size=beside.stat().st_size, sha256=digests.of_file(beside)))
     return Artifact(path, msgspec.structs.replace(found.manifest, files=tuple(entries)), None)
+
+
+def refuse_other(found: str, path: Path, step: str) -> None:
+    """UnsupportedError, with what to type first, if a model's format is not onnx, which is what `step` reads."""
+    if found == "onnx":
+        return
+    step_before = "decrypt" if found == "sealed" else "export"
+    hint = f"modelctl {step_before} {path} -o {path.with_suffix('.onnx').name}"
+    raise UnsupportedError(f"{path}: {step} reads onnx, this is {found}", hint)
 
 
 def parse(payload: Payload) -> onnx.ModelProto:

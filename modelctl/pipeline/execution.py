@@ -56,11 +56,11 @@ def _run_rows(steps: list[PlannedStep], file: Path, progress: Progress) -> list[
         try:
             rows.append(_run_step(step, progress, f"{step.number} of {len(steps)}"))
         except ModelctlError as error:
-            raise plan.located(error, file, step.title) from error
+            raise plan.located(error, file, step.number, step.run) from error
         except OSError as error:
             what = (error.strerror or str(error)).lower()
             message = f"{error.filename}: {what}" if error.filename else what
-            raise plan.located(ModelctlError(message), file, step.title) from error
+            raise plan.located(ModelctlError(message), file, step.number, step.run) from error
     return rows
 
 
@@ -82,6 +82,8 @@ def _open(step: PlannedStep) -> Any:
         return step.source
     if step.run == "export":
         return import_module("modelctl.steps.export").Source.parse(str(step.source))
+    if step.run == "verify":  # what can't be opened is an answer there
+        return step.source
     return Artifact.open(step.source) if isinstance(step.source, Path) else step.source
 
 

@@ -106,11 +106,6 @@ class PlannedStep:
         """See `KINDS`."""
         return KINDS[self.run]
 
-    @property
-    def title(self) -> str:
-        """How messages call it."""
-        return f"step {self.number} ({self.run})"
-
     def reads(self) -> set[Path]:
         """Resolved paths of all files that it reads and that an earlier step may have written."""
         named = [getattr(self.options, name) for name in knobs(type(self.options))]
@@ -164,22 +159,22 @@ def checked(told: PipelineFile, path: Path, given: Options) -> list[PlannedStep]
             step = _step(number, run, _overridden(run, table, given), told, planned)
             _check(step, planned)
         except ModelctlError as error:
-            raise located(error, path, f"step {number} ({run})", knobs(KINDS[run].options)) from error
+            raise located(error, path, number, run) from error
         planned.append(step)
     return planned
 
 
-def located(error: ModelctlError, path: Path, title: str, marks: Mapping[str, Knob] | None = None) -> ModelctlError:
+def located(error: ModelctlError, path: Path, number: int, run: str) -> ModelctlError:
     """The same error, saying which step of which file it comes from, and in that file's words: keys, not flags."""
     message, hint = error.message, error.hint
-    for name, mark in (marks or {}).items():
+    for name, mark in knobs(KINDS[run].options).items():
         for flag in mark.flag_of(name).split("/"):
             message = re.sub(rf"{flag} (\S+): must", rf"{name}: \1 must", message)
             message = re.sub(rf"{flag}(?![\w-])", name, message)
             hint = hint and re.sub(rf"{flag} ([\d.]+)$", rf"{name} = \1", hint)
             hint = hint and re.sub(rf"{flag} ([^\s-]\S*)", rf'{name} = "\1"', hint)
             hint = hint and re.sub(rf"{flag}(?![\w-])", f"{name} = true", hint)
-    return type(error)(f"{path}: {title}: {message}", hint)
+    return type(error)(f"{path}: step {number} ({run}): {message}", hint)
 
 
 def _overridden(run: str, table: dict[str, Any], given: Options) -> dict[str, Any]:

@@ -1,0 +1,166 @@
+"""`distill`: a smaller student that learns a teacher's answers, measured against it before it is accepted."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from modelctl.artifact import Artifact, Draft, Origin, Payload, create, format_of
+from modelctl.data import Data, open_data
+from modelctl.data.samples import Array
+from modelctl.errors import CheckFailed, UnsupportedError, UsageError, missing_extra
+from modelctl.formats import onnx as onnx_format
+from modelctl.graph import measure, parity, weights
+from modelctl.graph.session import Session
+from modelctl.options import DistillOptions, ExportOptions
+from modelctl.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from modelctl.formats.program import Traced
+
+
+def origin(model: Artifact, options: DistillOptions) -> Origin:
+    """What the student is made from: the teacher, and the samples and code that the options name."""
+    if model.manifest.format != "onnx":
+        hint = f"modelctl export {model.path} -o {model.name}.onnx"
+        raise UnsupportedError(f"{model.path}: distill reads onnx, this is {model.manifest.format}", hint)
+    return Origin("distill", options, (model,), {}, ("torch", "onnx", "onnxscript", "onnxruntime"))
+
+
+def distill(model: Artifact, out: Path, options: DistillOptions, progress: Progress = silent) -> Artifact:
+    """`out`: a student of `model`, taught on the training part of the data and measured on the test part.
+
+    The teacher's answers are logits [N, classes], or probabilities, whose logarithms serve as well. Without labels the
+    teacher's answers are learned alone. CheckFailed when the student is not smaller, or misses a budget;
+    UnsupportedError when the teacher is no classifier, the size can't be reached, or torch is missing.
+    """
+    if format_of(out) != "onnx":
+        raise UnsupportedError(f"{out}: distill writes .onnx", f"-o {out.with_suffix('.onnx').name}")
+    try:
+        from modelctl.graph import training
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise missing_extra(f"{model.path}: distill needs torch", "torch") from error
+    threads = options.thread_count()
+    with create(out, origin(model, options)) as draft:
+        teacher = model.load()
+        session = Session(teacher, threads)
+        data = open_data(str(options.data), session.inputs, options.seed)
+        logits, kind = _logits(session, data, progress)
+        draft.choices = {"teacher_answers": kind}
+        with training.reproducible(options.seed, threads):
+            student = _student(model, session, logits.shape[1], options, draft)
+            _refuse_large(student, teacher, out)
+            draft.metrics = {"loss": _teach(student, data, logits, options, progress)}
+            proven = _write(student, draft, options, progress)
+        made = onnx_format.written(draft.path)
+        taught = Session(made, threads)
+        draft.inputs, draft.outputs = taught.inputs, taught.outputs
+        facts = measure.compare(teacher, made, measure.trial_on(data, options), progress)
+        before = weights.count(onnx_format.parse(teacher)).parameters
+        facts |= {"parameters_before": before, "parameter_ratio": round(before / facts["parameters"], 3)}
+        draft.metrics |= facts | {"parity": proven}
+        measure.judge(out.name, facts, options)
+    return Artifact.open(out)
+
+
+def _logits(session: Session, data: Data, progress: Progress) -> tuple[Array, str]:
+    """What the teacher answers to the training samples, computed once, as logits [N, classes]; and what they were."""
+    found = measure.answers(session, data.train, progress)
+    if found.ndim != 2 or found.shape[1] < 2 or found.dtype.kind != "f":
+        told = f"{found.dtype}[{','.join(map(str, found.shape))}]"
+        raise UnsupportedError(f"{session.name}: answers {told}, and distill learns from [batch, classes]")
+    found = found.astype(np.float32)
+    if found.min() >= 0 and np.allclose(found.sum(axis=1), 1, atol=1e-3):
+        return np.log(np.maximum(found, np.finfo(np.float32).tiny)), "probabilities"
+    return found, "logits"
+
+
+def _student(model: Artifact, session: Session, classes: int, options: DistillOptions, draft: Draft) -> "Traced":
+    """The untaught student, called and answering as the teacher is."""
+    from modelctl.formats import factory, program
+    from modelctl.graph import students
+
+    if options.student is not None:
+        module, _ = factory.build(options.student)
+        program.check_module(module, options.student)
+        chosen: dict[str, Any] = {"student": options.student, "parameters": students.parameters(module)}
+    else:
+        assert options.student_size is not None  # the options hold one of the two
+        module, chosen = students.plain(session.inputs, classes, options.student_size)
+    draft.choices |= chosen
+    name = options.student or f"student of {model.path.name}"
+    outputs = (session.outputs[0].name,)
+    student = program.Traced(name, module, session.inputs, program.bind(module, session.inputs), outputs)
+    return _checked(student, classes)
+
+
+def _checked(student: "Traced", classes: int) -> "Traced":
+    """UsageError unless the student answers a batch as the teacher does."""
+    student.module.eval()
+    sizes = parity.find_sizes(student.run, student.inputs)
+    feeds = parity.draw(student.inputs, sizes, (0, 0))
+    (found,) = student.run(feeds).values()
+    wanted = (len(next(iter(feeds.values()))), classes)
+    if found.shape != wanted:
+        raise UsageError(f"{student.name}: answers {list(found.shape)} where the teacher answers {list(wanted)}")
+    return student
+
+
+def _refuse_large(student: "Traced", teacher: Payload, out: Path) -> None:
+    from modelctl.graph import students
+
+    mine, before = students.parameters(student.module), weights.count(onnx_format.parse(teacher)).parameters
+    if mine >= before:
+        raise CheckFailed(
+            f"{out}: the student has {mine} parameters, and is no smaller than its teacher, which has {before}",
+            f"--student-size {max(1, before // 10)}",
+        )
+
+
+def _teach(student: "Traced", data: Data, logits: Array, options: DistillOptions, progress: Progress) -> float:
+    import torch
+
+    from modelctl.formats.factory import AuthorsCode
+    from modelctl.graph import training
+
+    labels = data.train.labels
+    if labels is None:
+        progress.note(f"{data.name}: has no labels: the student learns from the teacher alone")
+    elif labels.dtype.kind != "i" or labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise UnsupportedError(f"{data.name}: labels are not classes from 0 to {logits.shape[1] - 1}")
+
+    def answer(inputs: Any) -> torch.Tensor:
+        args, kwargs = student.call(inputs)
+        with AuthorsCode(f"{student.name}: failed in training"):
+            found = student.module(*args, **kwargs)
+        first = torch.utils._pytree.tree_leaves(found)[0]
+        assert isinstance(first, torch.Tensor)
+        return first
+
+    loss = training.distillation_loss(logits, labels, temperature=options.temperature, alpha=options.alpha)
+    recipe = training.Recipe(
+        epochs=options.epochs, batch_size=options.batch_size, lr=options.lr, optimizer=options.optimizer
+    )
+    return training.fit(student.module, answer, data.train, loss, recipe, progress)
+
+
+def _write(student: "Traced", draft: Draft, options: DistillOptions, progress: Progress) -> dict[str, Any]:
+    """The taught student as ONNX, and the proof that it is the same model."""
+    from modelctl.graph import lower
+
+    progress.advance("tracing", 0, 1)
+    sizes = parity.find_sizes(student.run, student.inputs, options.seed)
+    onnx_format.save(lower.lower(student, sizes, ExportOptions.opset), draft.path)
+    candidate = Session(onnx_format.written(draft.path), options.thread_count())
+    return parity.check(
+        student.run,
+        candidate.run,
+        student.inputs,
+        sizes,
+        parity.Tolerance(),
+        name=draft.path.name,
+        seed=options.seed,
+        progress=progress,
+    )
