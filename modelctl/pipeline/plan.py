@@ -25,24 +25,21 @@ import msgspec
 
 from modelctl import artifact, record
 from modelctl.errors import ArtifactError, ModelctlError, UsageError, missing_extra
+from modelctl.knobs import Knob, Remembered, fields_of, knobs
 from modelctl.options import (
     DecryptOptions,
     DistillOptions,
     EncryptOptions,
     EvalOptions,
     ExportOptions,
-    Knob,
     Options,
     PruneOptions,
     PullOptions,
     PushOptions,
     QuantizeOptions,
-    Remembered,
     SignOptions,
     StepOptions,
     VerifyOptions,
-    fields_of,
-    knobs,
 )
 
 LIMIT_BYTES = 1 << 20
