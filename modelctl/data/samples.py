@@ -38,6 +38,11 @@ class Samples:
         for start in range(0, len(self), size):
             yield self.pick(slice(start, start + size))
 
+    def filled_batches(self, size: int) -> Iterator["Samples"]:
+        """All samples in order, `size` at a time, the last batch filled up with the first samples again."""
+        for start in range(0, len(self), size):
+            yield self.pick(np.arange(start, start + size) % len(self))
+
     def take(self, count: int, seed: int) -> "Samples":
         """`count` of them drawn by `seed` without repetition; all, in order, if there are no more."""
         if count >= len(self):

@@ -21,7 +21,7 @@ from modelctl.manifest import TensorSpec
 
 SLOWER_BELOW = 0.97  # a model timed against itself loses in most runs by less
 SECONDS = 0.5
-MIN_PAIRS, MAX_PAIRS = 9, 400
+MIN_PAIRS, MAX_PAIRS = 9, 100
 MAX_BLOCK_RUNS = 200
 WARM_UP_RUNS = 3
 FREE_LENGTH = 16  # of a free axis that is not the batch, where there are no samples to take it from
@@ -73,9 +73,8 @@ def _in_turns(
 ) -> tuple[dict[str, float], dict[str, float], Speedup]:
     sides = (first, second)
     pace = [min(_warm(*side) for _ in range(2)) for side in sides]
-    pairs = MAX_PAIRS // 4
     # Both sides' blocks last about as long, so that neither is more likely to be interrupted within a block.
-    block_s = seconds / pairs
+    block_s = seconds / MAX_PAIRS
     runs = [max(1, min(MAX_BLOCK_RUNS, round(block_s / one))) for one in pace]
     times: tuple[list[float], list[float]] = ([], [])
     ratios: list[float] = []

@@ -38,26 +38,18 @@ class Trial:
 def answers(model: Session, samples: Samples, progress: Progress = silent) -> Array:
     """The model's first output for all samples, [N, …]; CheckFailed if there is NaN or infinity in it.
 
-    Where the model takes batches of a fixed size only, the last one is filled up with its own first sample.
+    Where the model takes batches of a fixed size only, the last one is filled up with the first samples.
     """
     fixed = model.inputs[0].shape[0]
-    size = fixed if isinstance(fixed, int) else BATCH
     name = model.outputs[0].name
-    found = []
-    done = 0
-    for batch in samples.batches(size):
-        missing = size - len(batch) if isinstance(fixed, int) else 0
-        feeds = {
-            key: np.concatenate([array, array[:1].repeat(missing, 0)]) if missing else array
-            for key, array in batch.inputs.items()
-        }
-        out = np.asarray(model.run(feeds)[name])
-        if out.shape[:1] != (len(batch) + missing,):
+    found: list[Array] = []
+    for batch in samples.filled_batches(fixed) if isinstance(fixed, int) else samples.batches(BATCH):
+        out = np.asarray(model.run(batch.inputs)[name])
+        if out.shape[:1] != (len(batch),):
             raise DataError(f"{model.name}: {len(batch)} samples give an output {name!r} of shape {list(out.shape)}")
-        found.append(out[: len(batch)])
-        done += len(batch)
-        progress.advance(f"running {model.name}", done, len(samples), "samples")
-    all_of_them = np.concatenate(found)
+        found.append(out)
+        progress.advance(f"running {model.name}", min(len(found) * len(batch), len(samples)), len(samples), "samples")
+    all_of_them = np.concatenate(found)[: len(samples)]
     if all_of_them.dtype.kind == "f" and not np.isfinite(all_of_them).all():
         raise CheckFailed(f"{model.name}: answers NaN or infinity")
     return all_of_them

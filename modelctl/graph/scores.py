@@ -43,7 +43,7 @@ def score(metric: Metric, answers: Array, samples: Samples, data: str) -> dict[s
 def labels_of(samples: Samples) -> Array:
     """The labels; DataError if there are none."""
     if samples.labels is None:
-        raise DataError("the samples have no labels to score answers against", "add an array 'y' to the .npz file")
+        raise DataError("the samples have no labels 'y' to score answers against")
     return samples.labels
 
 

@@ -29,6 +29,12 @@ _QUANTIZED = {
 }
 _OUTPUT_SCALES = {"QLinearConv": (6, 7), "QLinearMatMul": (6, 7)}
 
+# What multiplies with a weight or looks up in it, and what a weight may go through on its way there.
+_WEIGHTED = frozenset(
+    {"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "Gather", "LSTM", "GRU", "RNN", "Attention"}
+)
+_PASSING = frozenset({"Transpose", "Reshape", "Identity", "Cast", "Squeeze", "Unsqueeze"})
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -41,8 +47,8 @@ class Weights:
 def count(model: onnx.ModelProto) -> Weights:
     """Count float weights and quantized ones; scales, zero points, shapes and indices are not weights."""
     held = {tensor.name: tensor for tensor in model.graph.initializer}
-    nodes = list(_nodes(model.graph))
-    points, described = _quantized(nodes)
+    nodes = list(nodes_of(model.graph))
+    points, described = _quantized(nodes, held)
     parameters = ranked = zeros = 0
     for name, tensor in held.items():
         if name in described or not (tensor.data_type in FLOATS or name in points):
@@ -57,8 +63,11 @@ def count(model: onnx.ModelProto) -> Weights:
 
 
 def prunable(model: onnx.ModelProto) -> list[onnx.TensorProto]:
-    """The float initializers of rank ≥ 2 that some node computes with, in the graph's order."""
-    used = {name for node in _nodes(model.graph) for name in node.input}
+    """The float initializers of rank ≥ 2 that a node multiplies with or looks up in, in the graph's order."""
+    used: set[str] = set()
+    for node in reversed(list(nodes_of(model.graph))):
+        if node.op_type in _WEIGHTED or (node.op_type in _PASSING and node.output[0] in used):
+            used.update(node.input)
     return [
         tensor
         for tensor in model.graph.initializer
@@ -67,26 +76,29 @@ def prunable(model: onnx.ModelProto) -> list[onnx.TensorProto]:
 
 
 def is_quantized(model: onnx.ModelProto) -> bool:
-    """Whether any part of the graph computes with quantized numbers already."""
-    return any(
-        node.op_type in _QUANTIZED or node.op_type in ("DynamicQuantizeLinear", "MatMulNBits")
-        for node in _nodes(model.graph)
-    )
+    """Whether any part of the graph is quantized already: its weights, or what it computes with."""
+    nodes = list(nodes_of(model.graph))
+    points, _ = _quantized(nodes, {tensor.name: tensor for tensor in model.graph.initializer})
+    return bool(points) or any(node.op_type == "DynamicQuantizeLinear" for node in nodes)
 
 
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """All nodes, those of subgraphs too."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
             for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-                yield from _nodes(inner)
+                yield from nodes_of(inner)
 
 
-def _quantized(nodes: list[onnx.NodeProto]) -> tuple[dict[str, str], set[str]]:
-    """The zero point's name ("" for none) by that of each quantized tensor, and the names of scales and zero points."""
+def _quantized(nodes: list[onnx.NodeProto], held: dict[str, onnx.TensorProto]) -> tuple[dict[str, str], set[str]]:
+    """The zero point's name ("" for none) by that of each quantized tensor, and the names of scales and zero points.
+
+    An int8 weight that is unpacked by Cast and Mul (`weight_only`) is one too.
+    """
     points: dict[str, str] = {}
     described: set[str] = set()
+    unpacked: set[str] = set()
     for node in nodes:
 
         def at(place: int, node: onnx.NodeProto = node) -> str:
@@ -96,6 +108,12 @@ def _quantized(nodes: list[onnx.NodeProto]) -> tuple[dict[str, str], set[str]]:
             points[at(value)] = at(point)
             described |= {at(scale), at(point)}
         described |= {at(place) for place in _OUTPUT_SCALES.get(node.op_type, ())}
+        stored = held.get(at(0)) if node.op_type == "Cast" else None
+        if stored is not None and stored.data_type in (TensorProto.INT8, TensorProto.UINT8) and len(stored.dims) > 1:
+            points[at(0)] = ""
+            unpacked.add(node.output[0])
+        if node.op_type == "Mul" and at(0) in unpacked:
+            described.add(at(1))
         if node.op_type in ("MatMulInteger", "ConvInteger"):  # their scale goes into a Mul that follows
             described.add(at(1).removesuffix("_quantized") + "_scale")
         if node.op_type == "MatMulNBits":
