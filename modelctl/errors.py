@@ -13,6 +13,8 @@
 A message names the file first, then the trouble; lower case, no period. A hint is a line one can type.
 """
 
+from typing import Any
+
 
 class ModelctlError(Exception):
     """What went wrong (`message`), what to type next (`hint`), and the exit status of the process."""
@@ -50,9 +52,13 @@ class StoreError(ModelctlError):
 
 
 class CheckFailed(ModelctlError):  # noqa: N818 - the name says what happened: a check ran and said no
-    """A check ran to its end and the answer is no."""
+    """A check ran to its end and the answer is no; `facts` is what it measured, to be shown beside the refusal."""
 
     exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None, facts: dict[str, Any] | None = None) -> None:
+        super().__init__(message, hint)
+        self.facts = facts
 
 
 class IntegrityError(CheckFailed):

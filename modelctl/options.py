@@ -311,6 +311,15 @@ class EvalOptions(OpeningOptions):
     batch: Annotated[int, knob("samples in a timed batch", low=1)] = 1
     seed: Annotated[int, knob("seed of the split of a single file", low=0, high=2**32 - 1)] = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for flag, gate in (("--min-accuracy", self.min_accuracy), ("--max-drop", self.max_drop)):
+            if gate is not None and self.data is None:
+                raise UsageError(f"{flag} needs samples to score", "add --data samples.npz")
+        for flag, gate in (("--max-drop", self.max_drop), ("--min-speedup", self.min_speedup)):
+            if gate is not None and self.baseline is None:
+                raise UsageError(f"{flag} needs a model to compare with", "add --baseline model.onnx")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions(OpeningOptions):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from modelctl.artifact import Artifact, manifest_path
-from modelctl.errors import ModelctlError
+from modelctl.errors import CheckFailed, ModelctlError
 from modelctl.report import Report
 
 STOPPED = {130: "interrupted", 143: "terminated", 129: "terminated"}
@@ -49,9 +49,12 @@ class Console:
     def error(self, error: ModelctlError | OSError) -> int:
         """Print what went wrong, and return the exit status."""
         message, hint, status = explain(error)
+        facts = error.facts if isinstance(error, CheckFailed) else None
         if self.as_json:
-            self._document(False, error={"kind": type(error).__name__, "message": message, "hint": hint})
+            told = {"kind": type(error).__name__, "message": message, "hint": hint}
+            self._document(False, error=told, **({"result": facts} if facts else {}))
         else:
+            self._say(*plain_lines(facts or {}))
             self.tell(f"modelctl: error: {message}", *([f"modelctl: hint: {hint}"] if hint else []))
         if self.verbose:
             self.tell(*_trace(error))

@@ -22,7 +22,9 @@ from modelctl.errors import ModelctlError
 COMMANDS = (
     "export",
     "quantize",
+    "prune",
     "distill",
+    "eval",
     "encrypt",
     "decrypt",
     "keygen",

@@ -113,7 +113,7 @@ def judge(name: str, facts: dict[str, Any], options: MeasuredOptions, same_graph
     if not options.allow_regression and facts["size_bytes"] > facts["size_bytes_before"]:
         missed.append(f"is larger than its input: {facts['size_bytes']} bytes, was {facts['size_bytes_before']}")
     if missed:
-        raise CheckFailed(f"{name}: not accepted: the result {'; it '.join(missed)}")
+        raise CheckFailed(f"{name}: not accepted: the result {'; it '.join(missed)}", facts=facts)
 
 
 def trial_on(data: Data | None, options: MeasuredOptions) -> Trial:
