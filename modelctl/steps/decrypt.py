@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import IO
 
 from modelctl import artifact, manifest
-from modelctl.artifact import Artifact
+from modelctl.artifact import Artifact, format_of
 from modelctl.crypto import envelope, keys
-from modelctl.errors import ArtifactError, UsageError
+from modelctl.errors import ArtifactError, UnsupportedError, UsageError
 from modelctl.manifest import FileEntry, Manifest
 from modelctl.options import DecryptOptions
 from modelctl.progress import Progress, silent
@@ -23,6 +23,8 @@ def decrypt(model: Artifact, out: Path, options: DecryptOptions, progress: Progr
     The files appear when the last byte has been verified; whatever fails before leaves nothing of them. UsageError when
     `out` has another name or would be lost, KeyFileError when no key fits, IntegrityError for a changed byte.
     """
+    if format_of(model.path) != "sealed":
+        raise UnsupportedError(f"{model.path}: is not sealed")
     folder, name = (out, None) if out.is_dir() else (out.parent, out.name)
     opening = keys.opening(options)
     with stage(folder, name or model.name) as staged, contextlib.ExitStack() as held:

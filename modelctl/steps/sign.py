@@ -5,7 +5,7 @@ import os
 from modelctl import integrity
 from modelctl.artifact import Artifact, signature_path
 from modelctl.crypto import keys, signing
-from modelctl.errors import UsageError
+from modelctl.errors import ArtifactError, IntegrityError, UsageError
 from modelctl.options import SignOptions
 from modelctl.progress import Progress, silent
 from modelctl.report import Report
@@ -23,7 +23,12 @@ def sign(model: Artifact, options: SignOptions, progress: Progress = silent) -> 
     key = keys.private_key(options.key)
     text, standing = signing.sidecars(model)
     integrity.check(model)
-    made = signing.sign(text, key, standing, str(model.path))
+    try:
+        made = signing.sign(text, key, standing, str(model.path))
+    except (ArtifactError, IntegrityError) as error:
+        # What stands there may be of use to somebody; whoever signs decides that it is not.
+        error.hint = error.hint or f"rm {signature_path(model.path)}"
+        raise
     checked = signing.check_signature(text, made, [(options.key, key.public)], str(model.path))
     out = signature_path(model.path)
     with stage(out.parent, out.name) as staged:

@@ -8,14 +8,14 @@ from typing import Any
 from modelctl import digests, integrity
 from modelctl.artifact import Artifact, manifest_path
 from modelctl.crypto import keys, signing
-from modelctl.errors import ArtifactError, IntegrityError
+from modelctl.errors import ArtifactError, IntegrityError, UsageError
 from modelctl.options import VerifyOptions
 from modelctl.progress import Progress, silent
 from modelctl.report import Report
 
 
 def verify(path: Path, options: VerifyOptions, progress: Progress = silent) -> Report:  # noqa: ARG001 - as every step
-    """Check everything that can be checked of the artifact at `path`, sealed ones from outside.
+    """Check everything that can be checked of the artifact at `path`; of a sealed one, from outside.
 
     A path that is not there is an ArtifactError or UsageError (2), a key that can't be read a KeyFileError (2); content
     that is not right, a malformed manifest included, is an IntegrityError (1).
@@ -56,9 +56,11 @@ def _opened(path: Path) -> Artifact:
 
 
 def _digest(root: Path) -> str:
-    if root.is_dir():
-        return digests.of_path(root)
-    return Artifact.open(root).digest if manifest_path(root).exists() else digests.of_path(root)
+    if not root.exists():
+        raise UsageError(f"{root}: no such file")
+    if root.is_file() and manifest_path(root).exists():
+        return Artifact.open(root).digest
+    return digests.of_path(root)
 
 
 def _check_roots(path: Path, begins: dict[str, str], given: dict[str, str]) -> None:
