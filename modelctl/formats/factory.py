@@ -78,7 +78,7 @@ def load(reference: str) -> tuple[Any, ModuleType]:
         raise UsageError(f"{reference}: the module has no {attribute!r}", f"one of: {', '.join(near[:8]) or '(none)'}")
     factory = getattr(module, attribute)
     if not callable(factory):
-        raise UsageError(f"{reference}: is a {type(factory).__name__}, and a factory is a function or class to call")
+        raise UsageError(f"{reference}: is {type(factory).__name__}, and a factory is a function or class to call")
     return factory, module
 
 

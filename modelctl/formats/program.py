@@ -185,7 +185,7 @@ def check_module(module: Any, reference: str) -> None:
     """UsageError unless it is a torch module."""
     if not isinstance(module, torch.nn.Module):
         kind = type(module).__name__
-        raise UsageError(f"{reference}: returns a {kind}, and a factory returns a torch.nn.Module")
+        raise UsageError(f"{reference}: returns {kind}, and a factory returns a torch.nn.Module")
 
 
 def is_training(module: torch.nn.Module) -> bool:
