@@ -30,6 +30,8 @@ COMMANDS = (
     "keygen",
     "sign",
     "verify",
+    "inspect",
+    "log",
     "push",
     "pull",
     "serve",

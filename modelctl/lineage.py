@@ -1,0 +1,83 @@
+"""The lineage told to a person: the few figures of a step that matter, and the chain as a tree.
+
+What a manifest says is taken as it comes: metrics of unknown shape are passed over, never an error.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from modelctl.manifest import Manifest, Record
+
+
+MOST_INDENT = 400  # letters; a hostile chain of ten thousand is not told in ten thousand columns
+
+
+def figures(metrics: Mapping[str, Any]) -> list[str]:
+    """The figures worth a place on a line: score, loss of it, parameters, zeros, size, time and speed."""
+    found = []
+    score, lost = _number(metrics, "accuracy", "value"), _number(metrics, "drop_pp")
+    if score is not None:
+        name = _at(metrics, "accuracy", "metric")
+        found.append(f"rmse {score:.4g}" if name == "rmse" else f"{name} {100 * score:.2f} %")
+    if lost is not None:
+        found.append(f"{0 - lost:+.2f} points")
+    if (count := _number(metrics, "parameters")) is not None:
+        found.append(f"{count:,.0f} parameters")
+    if zeros := _number(metrics, "sparsity"):
+        found.append(f"{100 * zeros:.1f} % zeros")
+    if (size := _number(metrics, "size_bytes")) is not None:
+        found.append(megabytes(size))
+    if (time := _number(metrics, "latency", "p50_ms")) is not None:
+        found.append(f"{time:.3g} ms")
+    if (speed := _number(metrics, "latency", "speedup", "value")) is not None:
+        found.append(f"×{speed:.2f} as fast")
+    return found
+
+
+def megabytes(count: float) -> str:
+    """A size for a person: in megabytes (10^6 bytes) from a thousandth of one on."""
+    return (
+        f"{count:,.0f} bytes" if count < 1e3 else f"{count / 1e6:,.3f} MB" if count < 1e8 else f"{count / 1e6:,.0f} MB"
+    )
+
+
+def _at(plain: Any, *path: str) -> Any:
+    for name in path:
+        if not isinstance(plain, Mapping):
+            return None
+        plain = plain.get(name)
+    return plain
+
+
+def _number(metrics: Mapping[str, Any], *path: str) -> float | None:
+    value = _at(metrics, *path)
+    return (
+        float(value) if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e18 else None
+    )
+
+
+def tree(described: Manifest) -> Iterator[str]:
+    """The chain as a tree of lines: the artifact first, below each what it was made from, down to the checkpoints.
+
+    What is an ancestor by two ways is told once and then only named. The chain must have been checked.
+    """
+    known = {one.digest: one for one in described.lineage}
+    told: set[str] = set()
+    waiting = [(described.record(), "", "")]
+    while waiting:
+        record, stem, fork = waiting.pop()
+        parents = [known[parent] for parent in (record.made_by.parents if record.made_by else ())]
+        again = bool(parents) and record.digest in told
+        yield f"{stem}{fork}{_line(record)}{'  (told above)' if again else ''}"
+        if fork:  # a sealed artifact goes by the digest of the one inside, and that is told below it
+            told.add(record.digest)
+        if again:
+            continue
+        below = (stem + {"": "", "└── ": "    ", "├── ": "│   "}[fork])[:MOST_INDENT]
+        for number, parent in enumerate(reversed(parents)):
+            waiting.append((parent, below, "├── " if number else "└── "))
+
+
+def _line(record: Record) -> str:
+    made = [record.made_by.step] if record.made_by else []
+    return "  ".join([record.name, record.format, *made, f"sha256:{record.digest[:12]}", *figures(record.metrics)])
