@@ -37,25 +37,6 @@ COMMANDS = (
     "serve",
     "run",
     "init",
-)
-COMMANDS_ALL = (
-    "export",
-    "quantize",
-    "prune",
-    "distill",
-    "eval",
-    "encrypt",
-    "decrypt",
-    "keygen",
-    "sign",
-    "verify",
-    "inspect",
-    "log",
-    "push",
-    "pull",
-    "serve",
-    "run",
-    "init",
     "demo",
 )
 
