@@ -149,7 +149,7 @@ def checked(told: PipelineFile, path: Path, given: Options) -> list[PlannedStep]
     planned: list[PlannedStep] = []
     for number, table in enumerate(told.step, start=1):
         run = table.get("run")
-        if run not in KINDS:
+        if not isinstance(run, str) or run not in KINDS:
             what = "names nothing to run" if run is None else f"there is no step {run!r}"
             raise UsageError(f"{path}: step {number}: {what}", f"run = one of: {', '.join(KINDS)}")
         try:
