@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ LOAD_ERRORS = (
     ort_errors.RuntimeException,
     ort_errors.EPFail,
 )
+_PLACE = re.compile(r"\S+\.(?:h|cc):\d+ |onnxruntime::\S+\([^)]*\) ")  # of a check in onnxruntime's source
 
 ort.set_default_logger_severity(4)  # what matters is raised; the rest is chatter
 
@@ -71,7 +73,7 @@ class Session:
 
     def _run_values(self, feeds: Tensors) -> list[np.ndarray[Any, Any]]:
         """As `run`, by way of onnxruntime's own tensors: its bridge to numpy does not know bfloat16."""
-        given = {name: _value_of(np.ascontiguousarray(array)) for name, array in feeds.items()}
+        given = {name: _value_of(np.require(array, requirements="C")) for name, array in feeds.items()}
         return [_array_of(value) for value in self._session.run_with_ort_values(self._names, given)]
 
 
@@ -114,7 +116,8 @@ def _spec(one: Any) -> TensorSpec:
 
 
 def _reason(error: Exception) -> str:
-    """What onnxruntime says, without its code and the place in its source."""
+    """What onnxruntime says, in one line, without its code and the place in its source."""
     text = str(error).removeprefix("[ONNXRuntimeError] : ")
     parts = text.split(" : ")
-    return (" : ".join(parts[2:]) if len(parts) > 2 else text).strip().rstrip(".")[:300]
+    said = " : ".join(parts[2:]) if len(parts) > 2 else text
+    return " ".join(_PLACE.sub("", said.rpartition("Status Message: ")[2]).split()).rstrip(".")[:300]

@@ -22,6 +22,7 @@ from modelctl.serve.batching import Array, Job, Tensors, late
 from modelctl.serve.metrics import Tally
 from modelctl.serve.models import Model, Models
 from modelctl.serve.refusal import Refused, told
+from modelctl.serve.tensors import check_agreement
 
 logger = logging.getLogger("modelctl.serve")
 
@@ -185,18 +186,20 @@ class App:
                 if size > self._limit_bytes:
                     raise self._too_large()
                 if self._held_bytes > HELD_BODIES * self._limit_bytes:
-                    close = ((b"retry-after", b"1"), (b"connection", b"close"))
-                    raise Refused("too many large bodies at once", 429, headers=close)
+                    raise Refused("too many large bodies at once", 429, headers=((b"retry-after", b"1"),))
             return b"".join(pieces)
         finally:
             self._held_bytes -= size
 
     def _too_large(self) -> Refused:
-        message = f"the body is larger than {self._limit_bytes} bytes"
-        return Refused(message, 413, headers=((b"connection", b"close"),))
+        # The connection stays open, and the rest of the body is thrown away as it comes: a client that is still sending
+        # would see a closed connection, and not why.
+        return Refused(f"the body is larger than {self._limit_bytes} bytes", 413)
 
     async def run(self, model: Model, feeds: Tensors, request: Request) -> dict[str, Array]:
         """A model's outputs for its inputs; `Refused` 429, 504 or what the model has against them."""
+        if len(feeds) > 1:
+            check_agreement(feeds, model.inputs)
         model.tally.requests += 1
         job = model.runner.submit(feeds, self._timeout_s)
         if model.runner.inline(job.elements):

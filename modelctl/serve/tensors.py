@@ -14,7 +14,7 @@ Nothing is allocated by what a request claims: an element is made only for one t
 import math
 import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -86,12 +86,27 @@ def check_shape(name: str, shape: Any, spec: TensorSpec) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def check_agreement(feeds: Mapping[str, Array], specs: Mapping[str, TensorSpec]) -> None:
+    """A free dimension that several inputs name is of one size in all of them; `Refused` says where it is not.
+
+    onnxruntime would broadcast them to each other. A dimension called `dim0` and so on has no name in the model.
+    """
+    sizes: dict[str, tuple[int, str]] = {}
+    for name, tensor in feeds.items():
+        for size, free in zip(tensor.shape, specs[name].shape, strict=True):
+            if type(free) is not str or free.removeprefix("dim").isdigit():
+                continue
+            known, where = sizes.setdefault(free, (size, name))
+            if known != size:
+                raise Refused(f"{told(free)} is {known} in input {where!r}, but {size} in input {name!r}")
+
+
 def from_json(name: str, data: Any, kind: Datatype, shape: tuple[int, ...] | None) -> Array:
     """The tensor of a JSON value: nested lists, or a flat one for a known `shape`; the lists' own shape if None."""
     flat, nested = _flatten(name, data)
     if shape is None:
         shape = nested
-    elif len(nested) != 1 and nested != shape:
+    elif len(nested) != 1 and nested != (shape if flat else shape[: len(nested)]):  # lists end where a dimension is 0
         raise Refused(f"input {name!r}: data is nested as {told(list(nested))}, shape says {told(list(shape))}")
     if len(flat) != math.prod(shape):
         raise Refused(f"input {name!r}: {len(flat)} elements, shape {told(list(shape))} asks for {math.prod(shape)}")
@@ -156,8 +171,9 @@ def to_json(array: Array, kind: Datatype) -> Any:
 def to_nested_json(array: Array, kind: Datatype) -> Any:
     """A tensor as nested lists of its own shape, as orjson writes them (NaN and infinities as null)."""
     if kind.word == "BF16":
-        return np.ascontiguousarray(array.astype(np.float32))
-    return array.tolist() if kind.word == "BYTES" else np.ascontiguousarray(array)
+        array = array.astype(np.float32)
+    # orjson writes arrays, but none without dimensions, nor strings.
+    return array.tolist() if kind.word == "BYTES" or not array.ndim else np.ascontiguousarray(array)
 
 
 def from_bytes(name: str, data: memoryview, kind: Datatype, shape: tuple[int, ...]) -> Array:

@@ -58,9 +58,10 @@ def _made_up(inputs: tuple[TensorSpec, ...], other: int, seed: int) -> Feeds:
         if kind.word == "BYTES":
             feeds[spec.name] = np.full(shape, "01"[seed % 2], dtype=object)
         elif kind.dtype.kind in "iub":
-            feeds[spec.name] = chance.integers(0, 2, shape).astype(kind.dtype)
+            feeds[spec.name] = np.asarray(chance.integers(0, 2, shape), dtype=kind.dtype)
         else:
-            feeds[spec.name] = (chance.standard_normal(shape) * (1.0, 10.0, 0.1)[seed % 3]).astype(kind.dtype)
+            scale = (1.0, 10.0, 0.1)[seed % 3]
+            feeds[spec.name] = np.asarray(chance.standard_normal(shape) * scale, dtype=kind.dtype)
     return feeds
 
 

@@ -1,0 +1,116 @@
+"""Where served models come from: a file, with a manifest or foreign; a ref in a store; a sealed artifact in either.
+
+The bytes are checked as they are read. What was sealed is opened in memory and stays there.
+"""
+
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelctl.artifact import Artifact, Payload
+from modelctl.errors import IntegrityError
+from modelctl.options import ServeOptions
+from modelctl.progress import Progress, silent
+from modelctl.stores.ref import Ref, looks_like_ref
+from modelctl.stores.store import open_store
+from modelctl.stores.transfer import find
+
+if TYPE_CHECKING:  # the ciphers are loaded only for those who need them
+    from modelctl.crypto.keys import OpeningKey, PublicKey
+
+FIRST_VERSION = "1"  # of a model that comes from a file; one from a store has its tag
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that was found: the name and version to serve it under, and its plain bytes."""
+
+    name: str
+    version: str
+    payload: Payload
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """What opens sealed models, and who must have signed them all; read when first needed."""
+
+    options: ServeOptions
+
+    @cached_property
+    def keys(self) -> "tuple[OpeningKey, ...]":
+        """The keys to open with; KeyFileError when one can't be read."""
+        from modelctl.crypto.keys import opening
+
+        return opening(self.options)
+
+    @cached_property
+    def signer(self) -> "tuple[str, PublicKey] | None":
+        """The key that must have signed, if any must."""
+        if self.options.require_signature is None:
+            return None
+        from modelctl.crypto.keys import public_key
+
+        return self.options.require_signature, public_key(self.options.require_signature)
+
+    def check(self, source: str, text: bytes | None, signature: bytes | None) -> None:
+        """IntegrityError unless the manifest with these bytes is signed as it must be."""
+        if self.signer is None:
+            return
+        if text is None:
+            raise IntegrityError(f"{source}: is not signed: it has no manifest")
+        from modelctl.crypto.signing import check_signature
+
+        check_signature(text, signature, [self.signer], source)
+
+
+def opened(source: str, secrets: Secrets, progress: Progress = silent) -> Opened:
+    """The model that a file's path or a ref, `[STORE/]name:tag`, stands for.
+
+    IntegrityError for wrong bytes, or a signature that must be there and is not right; KeyFileError, UsageError when
+    no key opens it; ArtifactError, StoreError when it can't be found or read.
+    """
+    return _from_store(source, secrets, progress) if looks_like_ref(source) else _from_file(source, secrets, progress)
+
+
+def _from_store(source: str, secrets: Secrets, progress: Progress) -> Opened:
+    ref = Ref.parse(source)
+    with closing(open_store(ref.store)) as store:
+        stored = find(store, ref)
+        payload = stored.load(progress)
+    text: bytes | None = stored.text
+    signature = stored.signature
+    if stored.manifest.format == "sealed":
+        from modelctl.crypto.envelope import open_sealed_payload
+
+        payload = open_sealed_payload(payload, source, secrets.keys, progress=progress)
+        text, signature = _signed_inside(payload, text, signature)
+    secrets.check(source, text, signature)
+    return Opened(ref.name, ref.tag, payload)
+
+
+def _from_file(source: str, secrets: Secrets, progress: Progress) -> Opened:
+    artifact = Artifact.open(Path(source))
+    text: bytes | None = None
+    signature: bytes | None = None
+    if secrets.signer is not None and artifact.manifest_sha256 is not None:
+        from modelctl.crypto.signing import sidecars
+
+        text, signature = sidecars(artifact)
+    if artifact.manifest.format == "sealed":
+        from modelctl.crypto.envelope import open_sealed
+
+        payload = open_sealed(artifact, secrets.keys, progress=progress)
+        text, signature = _signed_inside(payload, text, signature)
+    else:
+        payload = artifact.load()
+    secrets.check(source, text, signature)
+    return Opened(artifact.name, FIRST_VERSION, payload)
+
+
+def _signed_inside(payload: Payload, text: bytes | None, signature: bytes | None) -> tuple[bytes | None, bytes | None]:
+    """What is to be checked of a sealed artifact: the signature that was sealed with it, else the one outside."""
+    if payload.signature is None:
+        return text, signature
+    return payload.manifest.text().encode(), payload.signature

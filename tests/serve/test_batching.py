@@ -1,0 +1,177 @@
+"""How requests meet a model: together where that changes nothing, in order, within bounds."""
+
+import asyncio
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from modelctl.errors import DataError
+from modelctl.serve.batching import Job, Pace, Runner, Tensors
+from modelctl.serve.metrics import Tally
+from modelctl.serve.refusal import Refused
+
+FAST = Pace(run_s=1e-5, elements=2, rows_are_independent=True)
+SLOW = Pace(run_s=1.0, elements=2, rows_are_independent=True)
+
+
+class Doubling:
+    """A model that doubles its input, remembers how many rows each run had, and fails on a negative one."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def __call__(self, feeds: Tensors) -> dict[str, Any]:
+        self.gate.wait(10)
+        x = feeds["x"]
+        self.rows.append(x.shape[0])
+        if x.size and x.min() < 0:
+            raise DataError("negative")
+        return {"y": x * 2}
+
+
+def runner_of(run: Any, pace: Pace, max_batch: int = 8, max_queue: int = 100) -> tuple[Runner, Tally]:
+    tally = Tally()
+    return Runner(run, pace, tally, max_batch=max_batch, max_queue=max_queue), tally
+
+
+def rows(*values: float, width: int = 2) -> Tensors:
+    return {"x": np.array([[value] * width for value in values], np.float32)}
+
+
+async def answers(jobs: list[Job]) -> list[Any]:
+    return await asyncio.gather(*(job.answer for job in jobs), return_exceptions=True)
+
+
+@pytest.mark.parametrize("pace", [FAST, SLOW])
+def test_jobs_share_runs_and_each_gets_its_own_rows(pace: Pace) -> None:
+    model = Doubling()
+
+    async def go() -> None:
+        runner, tally = runner_of(model, pace)
+        model.gate.clear()
+        jobs = [runner.submit(rows(one, one + 0.5), 10) for one in range(10)]
+        model.gate.set()
+        for one, found in enumerate(await answers(jobs)):
+            np.testing.assert_array_equal(found["y"], rows(2 * one, 2 * one + 1)["x"])
+        assert sum(model.rows) == 20
+        assert max(model.rows) == 8
+        assert (tally.in_flight, sum(tally.queue_s.counts)) == (0, 10)
+        runner.close()
+
+    asyncio.run(go())
+
+
+def test_jobs_that_differ_in_more_than_rows_run_apart() -> None:
+    model = Doubling()
+
+    async def go() -> None:
+        runner, _ = runner_of(model, FAST)
+        found = await answers([runner.submit(rows(1, width=2), 10), runner.submit(rows(1, width=3), 10)])
+        assert [one["y"].shape for one in found] == [(1, 2), (1, 3)]
+        assert model.rows == [1, 1]
+
+    asyncio.run(go())
+
+
+def test_rows_that_depend_on_each_other_are_never_mixed() -> None:
+    model = Doubling()
+
+    async def go() -> None:
+        runner, _ = runner_of(model, Pace(run_s=1e-5, elements=2, rows_are_independent=False))
+        await answers([runner.submit(rows(one), 10) for one in range(5)])
+        assert model.rows == [1] * 5
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("pace", [FAST, SLOW])
+def test_no_request_fails_for_another_ones_input(pace: Pace) -> None:
+    model = Doubling()
+
+    async def go() -> None:
+        runner, _ = runner_of(model, pace)
+        model.gate.clear()
+        jobs = [runner.submit(rows(one), 10) for one in (1, -1, 3)]
+        model.gate.set()
+        good, bad, fine = await answers(jobs)
+        assert (good["y"][0, 0], fine["y"][0, 0]) == (2, 6)
+        assert isinstance(bad, Refused)
+        assert bad.status == 400
+
+    asyncio.run(go())
+
+
+def test_a_full_queue_refuses_and_recovers() -> None:
+    model = Doubling()
+
+    async def go() -> None:
+        runner, tally = runner_of(model, SLOW, max_queue=3)
+        model.gate.clear()
+        jobs = [runner.submit(rows(1), 10)]  # this one is with the thread; the queue is for those that wait
+        jobs += [runner.submit(rows(1), 10) for _ in range(3)]
+        with pytest.raises(Refused) as refused:
+            runner.submit(rows(1), 10)
+        assert refused.value.status == 429
+        assert dict(refused.value.headers)[b"retry-after"] == b"1"
+        assert tally.in_flight == 4
+        model.gate.set()
+        await answers(jobs)
+        await runner.submit(rows(1), 10).answer
+        assert tally.in_flight == 0
+
+    asyncio.run(go())
+
+
+def test_who_waits_too_long_or_has_gone_is_not_computed() -> None:
+    model = Doubling()
+
+    async def go() -> None:
+        runner, _ = runner_of(model, SLOW)
+        model.gate.clear()
+        first = runner.submit(rows(1), 10)
+        late, gone, good = (runner.submit(rows(2), 0.0), runner.submit(rows(3), 10), runner.submit(rows(4), 10))
+        gone.answer.cancel()
+        model.gate.set()
+        found = await answers([first, late, gone, good])
+        assert isinstance(found[1], Refused)
+        assert found[1].status == 504
+        assert isinstance(found[2], asyncio.CancelledError)
+        assert found[3]["y"][0, 0] == 8
+        assert model.rows == [1, 1]
+
+    asyncio.run(go())
+
+
+def test_a_large_request_to_a_fast_model_does_not_hold_up_the_loop() -> None:
+    seen: list[str] = []
+
+    def run(feeds: Tensors) -> dict[str, Any]:
+        seen.append(threading.current_thread().name)
+        return dict(feeds)
+
+    async def go() -> None:
+        runner, _ = runner_of(run, FAST)
+        large = rows(*range(FAST.inline_elements))
+        assert not runner.inline(large["x"].size)
+        await answers([runner.submit(large, 10), runner.submit(rows(1), 10)])
+        assert sorted(seen) == sorted([threading.main_thread().name, "modelctl-model"])
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("pace", [FAST, SLOW])
+def test_a_bug_reaches_each_of_those_it_concerns(pace: Pace) -> None:
+    def run(_: Tensors) -> dict[str, Any]:
+        raise ZeroDivisionError
+
+    async def go() -> None:
+        runner, tally = runner_of(run, pace)
+        found = await answers([runner.submit(rows(1), 10), runner.submit(rows(2), 10)])
+        assert [type(one) for one in found] == [ZeroDivisionError, ZeroDivisionError]
+        assert tally.in_flight == 0
+
+    asyncio.run(go())

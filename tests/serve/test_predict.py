@@ -1,0 +1,114 @@
+"""`/predict`, asked of a real server."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import servers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from servers import Running
+
+from modelctl import digests
+from modelctl.serve import openinference, predict
+from modelctl.serve.models import Models
+from modelctl.serve.refusal import Refused
+
+ROWS = [[1.0, 2.0, 3.0, 4.0], [0.5, -1.0, 0.0, 2.0]]
+
+
+@pytest.fixture(scope="module")
+def models(zoo: dict[str, Path]) -> Models:
+    return servers.loaded(*(zoo[name] for name in ("affine", "pair", "words", "bits")))
+
+
+@pytest.mark.parametrize("body", [{"inputs": {"x": ROWS}}, {"inputs": ROWS}, ROWS, {"instances": ROWS}])
+def test_one_input_in_four_spellings(server: Running, zoo: dict[str, Path], body: object) -> None:
+    answer = server.ask("/predict/affine", body)
+    assert answer.status == 200
+    digest = digests.of_file(zoo["affine"])
+    assert answer.json["model"] == answer.headers["modelctl-model"] == f"affine@sha256:{digest}"
+    expected = servers.reference(zoo["affine"], {"x": np.array(ROWS, np.float32)})["y"]
+    np.testing.assert_allclose(answer.json["outputs"]["y"], expected, rtol=1e-5)
+
+
+def test_several_inputs(server: Running) -> None:
+    columns = {"inputs": {"a": [[1, 2], [3, 4]], "b": [[5, 6], [7, 8]]}}
+    rows = {"instances": [{"a": [1, 2], "b": [5, 6]}, {"a": [3, 4], "b": [7, 8]}]}
+    expected = {"sum": [[6.0, 8.0], [10.0, 12.0]], "twice": [[10, 12], [14, 16]]}
+    assert server.ask("/predict/pair", columns).json["outputs"] == expected
+    assert server.ask("/predict/pair", rows).json["outputs"] == expected
+
+
+def test_strings_truths_and_small_floats(server: Running) -> None:
+    assert server.ask("/predict/words", [["a", "ü"]]).json["outputs"] == {"y": [["a", "ü"]]}
+    assert server.ask("/predict/bits", [[True, False]]).json["outputs"] == {"y": [[True, False]]}
+    assert server.ask("/predict/half", [[1.5, 2]]).json["outputs"] == {"y": [[1.5, 2.0]]}
+
+
+def test_of_several_models_one_is_named(server: Running) -> None:
+    answer = server.ask("/predict", ROWS)
+    assert answer.status == 404
+    assert "several models are served" in answer.error
+    answer = server.ask("/predict?model=affine", ROWS)
+    assert answer.status == 200
+    assert answer.headers["modelctl-model"].startswith("affine@sha256:")
+    assert "no model 'none'" in server.ask("/predict?model=none", ROWS).error
+    assert "no model 'none'" in server.ask("/predict/none", ROWS).error
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "words"),
+    [
+        ("affine", {}, 'neither "inputs" nor "instances"'),
+        ("affine", [[1, 2]], "the model takes [-1, 4]"),
+        ("affine", [1, 2, 3, 4], "the model takes [-1, 4]"),
+        ("affine", [[1, 2, 3, "4"]], "not a FP32 number"),
+        ("affine", {"inputs": {"z": ROWS}}, "no input 'z'"),
+        ("affine", {"instances": []}, "not a list of rows"),
+        ("affine", 7, "the model takes [-1, 4]"),
+        ("pair", [[1, 2]], "several inputs"),
+        ("pair", {"instances": [[1, 2]]}, "several inputs"),
+        ("pair", {"instances": [{"a": [1, 2]}, {"b": [1, 2]}]}, "same names"),
+        ("pair", {"inputs": {"a": [[1, 2]]}}, "input 'b' is missing"),
+        ("pair", {"inputs": {"a": [[1, 2]], "b": [[1, 2], [3, 4]]}}, "'batch' is 1 in input 'a', but 2 in input 'b'"),
+    ],
+)
+def test_a_wrong_body_is_told_what_is_wrong(server: Running, model: str, body: Any, words: str) -> None:
+    answer = server.ask(f"/predict/{model}", body)
+    assert answer.status == 400
+    assert words in answer.error
+
+
+KEYS = st.sampled_from(
+    ["inputs", "outputs", "instances", "name", "shape", "datatype", "data", "parameters", "binary_data_size", "x", "a"]
+)
+WORDS = st.sampled_from(["x", "a", "b", "y", "FP32", "INT64", "BOOL", "BYTES"]) | st.text(max_size=3)
+BODIES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 9) | st.floats(width=32) | WORDS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=6),
+    max_leaves=30,
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(BODIES, st.none() | st.binary(max_size=4), st.binary(max_size=30))
+def test_no_body_is_anything_but_understood_or_refused(
+    models: Models, body: Any, header: bytes | None, rest: bytes
+) -> None:
+    import orjson
+
+    text = orjson.dumps(body)
+    for model in models:
+        for read in (
+            lambda one: predict.read(body, one),
+            lambda one: openinference.read(text, None, one),
+            lambda one: openinference.read(text + rest, header, one),
+            lambda one: openinference.read(text + rest, b"%d" % len(text), one),
+        ):
+            try:
+                read(model)
+            except Refused as refused:
+                assert refused.status == 400
+                assert len(refused.message) < 400
