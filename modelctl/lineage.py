@@ -8,7 +8,6 @@ from typing import Any
 
 from modelctl.manifest import Manifest, Record
 
-
 MOST_INDENT = 400  # letters; a hostile chain of ten thousand is not told in ten thousand columns
 
 
