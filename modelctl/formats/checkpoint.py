@@ -6,6 +6,7 @@ and read by torch's unpickler that builds tensors and nothing else (`weights_onl
 
 import io
 import pickle
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,12 +18,18 @@ from modelctl.artifact import Artifact
 from modelctl.errors import ArtifactError
 from modelctl.formats import pickles
 from modelctl.formats.factory import AuthorsCode
+from modelctl.formats.program import quiet
 
 StateDict = dict[str, torch.Tensor]
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net")
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 SHOWN = 3
+# What torch's unpickler is seen to raise on damaged bytes.
+_UNREADABLE = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError, TypeError, AttributeError),
+    *(AssertionError, struct.error, MemoryError, OverflowError, ImportError),
+)
 
 
 def read(weights: Artifact, unsafe: bool = False) -> StateDict:
@@ -54,9 +61,11 @@ def _read_torch(data: bytes, name: str, unsafe: bool) -> Any:
     if not unsafe:
         pickles.refuse_code(data, name)
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=not unsafe)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise ArtifactError(f"{name}: not a torch checkpoint, or cut short") from error
+        with quiet():
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=not unsafe)
+    except _UNREADABLE as error:
+        hint = pickles.HINT if isinstance(error, pickle.UnpicklingError) and not unsafe else None
+        raise ArtifactError(f"{name}: not a torch checkpoint that can be read, or cut short", hint) from error
 
 
 def _unwrapped(found: Any, name: str) -> StateDict:

@@ -104,14 +104,19 @@ def adopt(model: onnx.ModelProto, name: str) -> None:
     if any(dim.dim_param == BATCH for dims in batches for dim in dims):
         for value in model.graph.output:
             for dim in value.type.tensor_type.shape.dim[:1]:
-                if not dim.dim_param and dim.dim_value <= 0:
+                if _is_unnamed(dim):
                     dim.dim_param = BATCH
 
 
 def _name_unnamed(value: onnx.ValueInfoProto) -> None:
     for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-        if not dim.dim_param and dim.dim_value <= 0:  # some exporters write -1 or 0 for a free dimension
+        if _is_unnamed(dim):
             dim.dim_param = BATCH if axis == 0 else f"{value.name}_{axis}"
+
+
+def _is_unnamed(dim: onnx.TensorShapeProto.Dimension) -> bool:
+    """Whether a dimension is free without a name; some exporters write -1 for that."""
+    return not dim.dim_param and (not dim.HasField("dim_value") or dim.dim_value < 0)
 
 
 def _refuse_custom(model: onnx.ModelProto, name: str) -> None:

@@ -17,7 +17,7 @@ DTYPES = (
 )
 LIMIT_SIZE = 2**31 - 1
 
-_SPELLED = re.compile(r"(?P<name>[^:\[\]]+):(?P<dtype>\w+)\[(?P<shape>[^\[\]]*)\]")
+_SPELLED = re.compile(r"(?P<name>[^:\[\]]+):\s*(?P<dtype>\w+)\s*\[(?P<shape>[^\[\]]*)\]")
 
 
 def parse_input(text: str) -> TensorSpec:
