@@ -131,7 +131,10 @@ def _sweep(left: Path) -> None:
     """Remove what a killed process left; what a living one still holds stays."""
     if left.is_symlink() or not left.is_dir():
         return
-    handle = os.open(left, os.O_RDONLY)
+    try:
+        handle = os.open(left, os.O_RDONLY)
+    except FileNotFoundError:  # its owner was quicker
+        return
     try:
         if _try_lock(handle):
             shutil.rmtree(left, ignore_errors=True)

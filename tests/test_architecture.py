@@ -6,7 +6,7 @@ A room's floor is a number below; a module may import rooms of lower floors and 
 
 import ast
 from collections import Counter
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ FLOORS = (
     ("manifest",),
     ("record", "staging"),
     ("artifact",),
-    ("integrity",),
+    ("integrity", "lineage"),
     ("data",),
     ("formats", "stores", "crypto"),
     ("graph",),
@@ -42,8 +42,14 @@ LINES = 450
 MEET_BUGS = {"modelctl.cli.main": 1, "modelctl.serve.batching": 2, "modelctl.serve.http": 1}
 
 
-def modules() -> list[Path]:
-    return sorted(ROOT.rglob("*.py"))
+@cache
+def modules() -> tuple[Path, ...]:
+    return tuple(sorted(ROOT.rglob("*.py")))
+
+
+@cache
+def tree_of(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
 
 
 def name_of(file: Path) -> str:
@@ -55,24 +61,27 @@ def room_of(module: str) -> str:
     return [*module.split("."), ""][1]
 
 
-def imports(file: Path) -> Iterator[tuple[str, int]]:
+@cache
+def imports(file: Path) -> list[tuple[str, int]]:
     """Every module that a file imports, those inside functions too, and the line."""
     package = name_of(file) if file.name == "__init__.py" else name_of(file).rpartition(".")[0]
     known = {name_of(one) for one in modules()}
-    for node in ast.walk(ast.parse(file.read_text())):
+    found: list[tuple[str, int]] = []
+    for node in ast.walk(tree_of(file)):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
+            found += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
             for alias in node.names:
                 inner = f"{base}.{alias.name}"
-                yield (inner if inner in known else base), node.lineno
+                found.append((inner if inner in known else base, node.lineno))
+    return found
 
 
 def top_imports(file: Path) -> set[str]:
     """The libraries that importing a file imports: those outside of functions and of `if TYPE_CHECKING`."""
-    waiting: list[ast.AST] = [ast.parse(file.read_text())]
+    waiting: list[ast.AST] = [tree_of(file)]
     found: set[str] = set()
     while waiting:
         node = waiting.pop()
@@ -108,7 +117,7 @@ def test_imports_only_go_down(file: Path) -> None:
 def test_only_cli_prints_and_reads_the_command_line(file: Path) -> None:
     if room_of(name_of(file)) in ("cli", "__main__"):
         return
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(tree_of(file)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in ("print", "input"), f"{file}:{node.lineno}: only cli talks"
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "sys":
@@ -133,7 +142,7 @@ def test_heavy_libraries_stay_in_their_rooms(file: Path) -> None:
 @pytest.mark.parametrize("file", [file for file in modules() if file.parent.name == "cli"], ids=name_of)
 def test_a_command_imports_its_step_inside_its_body(file: Path) -> None:
     light = {f"modelctl.{room}" for rooms in FLOORS[:7] for room in rooms} | {"modelctl", "modelctl.cli"}
-    for node in ast.parse(file.read_text()).body:
+    for node in tree_of(file).body:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("modelctl"):
             package = ".".join(node.module.split(".")[:2])
             assert package in light, f"{file}:{node.lineno}: --help would wait for {node.module}"
@@ -147,7 +156,7 @@ def test_nobody_imports_click() -> None:
 def test_bugs_are_met_in_known_places() -> None:
     found = []
     for file in modules():
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(tree_of(file)):
             if isinstance(node, ast.ExceptHandler):
                 caught = ast.unparse(node.type) if node.type else ""
                 swallows = not any(isinstance(one, ast.Raise) for one in ast.walk(node))
