@@ -1,6 +1,7 @@
 """A manifest's text is stable and round-trips; reading refuses whatever is not exactly a manifest."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -71,6 +72,13 @@ def test_text_round_trips_and_is_stable(one: Manifest) -> None:
     again = parse(text.encode())
     assert again == one
     assert again.text() == text
+
+
+def test_a_manifest_of_version_1_is_read_and_written_as_it_always_was() -> None:
+    text = (Path(__file__).parent / "golden" / "manifest-v1.json").read_bytes()
+    assert digests.of_bytes(text) == "5df94f08c21a6a312187ac2eb5365ff35ced31e7c569eafd66a6441208bfeb8e"
+    assert parse(text).text().encode() == text
+    assert parse(text).digest == "45" * 32
 
 
 def test_text_is_sorted_indented_utf8_with_one_final_newline() -> None:
