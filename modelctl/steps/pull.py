@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from modelctl import artifact, manifest
-from modelctl.artifact import Artifact
+from modelctl.artifact import Artifact, signature_path
 from modelctl.crypto.keys import public_key
 from modelctl.crypto.signing import check_signature
 from modelctl.errors import ArtifactError, StoreError, UsageError
@@ -79,8 +79,12 @@ def _refuse_overwriting(found: Stored, out: Path, force: bool) -> None:
                 raise UsageError(f"{parent}: is not a plain folder, and {name} belongs into it")
         if target.is_symlink() or target.is_dir():
             raise UsageError(f"{target}: is a {'link' if target.is_symlink() else 'folder'}, not a file to write")
-        if target.exists() and not force and not _is_same(found, primary):
+        if not target.exists() or force:
+            continue
+        if not _is_same(found, primary):
             raise UsageError(f"{target}: stands already and is not of this artifact", "add --force to replace it")
+        if target == signature_path(primary) and target.read_bytes() != found.signature:
+            raise UsageError(f"{target}: stands already and is another signature", "add --force to replace it")
 
 
 def _is_same(found: Stored, primary: Path) -> bool:
@@ -116,6 +120,7 @@ def _commit(found: Stored, staged: Stage, force: bool) -> None:
         _refuse_overwriting(found, staged.target, force)  # a last look, now that nobody else writes here
         for name in names:
             (staged.target / name).parent.mkdir(parents=True, exist_ok=True)
-        return artifact.left_behind(primary)
+        # A signature that was made here for this very artifact is no leftover.
+        return [] if _is_same(found, primary) and not force else artifact.left_behind(primary)
 
     staged.commit(names, sidecar, stale=stale)

@@ -9,7 +9,6 @@ from modelctl.progress import Progress, silent
 from modelctl.report import Report
 from modelctl.stores import transfer
 from modelctl.stores.ref import Ref
-from modelctl.stores.store import open_store
 
 
 def push(model: Artifact, to: str, options: PushOptions, progress: Progress = silent) -> Report:
@@ -21,7 +20,7 @@ def push(model: Artifact, to: str, options: PushOptions, progress: Progress = si
     ref = Ref.parse(to)
     text, signature = signing.sidecars(model)
     signing.check_signature(text, signature, [], str(model.path))
-    with closing(open_store(ref.store, create=True)) as store:
+    with closing(transfer.open_for(ref.store, model)) as store:
         sent = transfer.send(store, ref, model, (text, signature), force=options.force, progress=progress)
     facts = {
         "ref": str(ref),

@@ -76,13 +76,11 @@ def put(store: Store, content: Content, source: BinaryIO, tell: Tell, cut: Cut =
     Every byte is hashed as it is read, sent or not. IntegrityError when they are not the ones that `content` names; its
     key then holds nothing. `tell` is called with the number of bytes done, piece by piece.
     """
-    pieces = _checked(_read(source, PIECE_BYTES), content, tell)
     if store.has(content.key) or store.has(content.list_key):
-        for _ in pieces:
-            pass
+        check(content, source, tell)
         return 0
     if content.size <= cut.whole_bytes:
-        store.write(content.key, pieces)
+        store.write(content.key, _checked(_read(source, PIECE_BYTES), content, tell))
         return content.size
     sent = 0
     chunks = []
@@ -95,6 +93,12 @@ def put(store: Store, content: Content, source: BinaryIO, tell: Tell, cut: Cut =
     listed = json.dumps(msgspec.to_builtins(ChunkList(chunks=tuple(chunks))), sort_keys=True).encode()
     store.write(content.list_key, _split(listed))
     return sent
+
+
+def check(content: Content, source: BinaryIO, tell: Tell | None = None) -> None:
+    """IntegrityError unless `source` holds the bytes that `content` names."""
+    for _ in _checked(_read(source, PIECE_BYTES), content, tell):
+        pass
 
 
 def get(store: Store, content: Content, tell: Tell | None = None) -> Iterator[bytes]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from modelctl.errors import StoreError, UsageError
-from modelctl.stores.store import PIECE_BYTES
+from modelctl.stores.store import PIECE_BYTES, MissingStoreError
 
 MARKER = "modelctl-store.json"
 MARK = b'{"schema": "modelctl/store/v1"}\n'
@@ -33,7 +33,7 @@ def open_store(url: str, create: bool) -> "FolderStore":
         raise UsageError(f"{url}: not file:///FOLDER, an absolute path", f"file://{Path(place).absolute()}")
     root = Path(unquote(place))
     if not root.exists() and not create:
-        raise StoreError(f"{url}: no such store")
+        raise MissingStoreError(f"{url}: no such store")
     with _told(root):
         if not (root / MARKER).is_file():
             _make(root, create)

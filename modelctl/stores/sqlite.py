@@ -16,7 +16,7 @@ from typing import Any
 
 from modelctl.errors import StoreError, UsageError
 from modelctl.stores.ref import data_folder
-from modelctl.stores.store import PIECE_BYTES
+from modelctl.stores.store import PIECE_BYTES, MissingStoreError
 
 MAGIC = b"SQLite format 3\0"
 APPLICATION_ID = int.from_bytes(b"MCTL", "big")
@@ -60,7 +60,7 @@ def open_store(url: str, create: bool) -> "SqliteStore":
     path = Path(place[1:])
     if not path.exists():
         if not create:
-            raise StoreError(f"{url}: no such store")
+            raise MissingStoreError(f"{url}: no such store")
         _make(path)
     _probe(path)
     return SqliteStore(path)

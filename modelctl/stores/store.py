@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from importlib import import_module
 from typing import Protocol
 
-from modelctl.errors import UsageError
+from modelctl.errors import StoreError, UsageError
 
 PIECE_BYTES = 4 << 20
 """Objects travel in pieces of at most this many bytes."""
@@ -18,6 +18,10 @@ STORES = {
     "sqlite": "modelctl.stores.sqlite",
     "file": "modelctl.stores.folder",
 }
+
+
+class MissingStoreError(StoreError):
+    """There is no store at this URL, and nothing else either: it could be made."""
 
 
 class Store(Protocol):
@@ -51,7 +55,8 @@ class Store(Protocol):
 def open_store(url: str, create: bool = False) -> Store:
     """The store at `url`; with `create` it is made if it is not there.
 
-    UsageError for a URL that makes no sense; StoreError for what is not a store, and it is left as it was.
+    UsageError for a URL that makes no sense; MissingStoreError where nothing is; StoreError for what is not a store,
+    and it is left as it was.
     """
     scheme = url.partition("://")[0]
     if "://" not in url or scheme not in STORES:

@@ -8,13 +8,13 @@ Blobs go first, then the manifest, then the ref: whoever sees a ref sees all tha
 killed leaves nothing but blobs that the next one need not send. A ref's former values are its log.
 """
 
+import contextlib
 import io
 import json
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import msgspec
 from msgspec import Meta, Struct
@@ -28,7 +28,7 @@ from modelctl.progress import Progress, silent
 from modelctl.stores import blobs
 from modelctl.stores.blobs import CUT, Content, Cut
 from modelctl.stores.ref import Ref
-from modelctl.stores.store import Store, open_store
+from modelctl.stores.store import MissingStoreError, Store, open_store
 
 TRIES = 100
 
@@ -95,13 +95,8 @@ def send(
     meter = _Meter("push", model.size_bytes, progress)
     sent = 0
     for entry in model.manifest.files:
-        file = model.file(entry)
-        try:
-            source = file.open("rb")
-        except FileNotFoundError as error:
-            raise ArtifactError(f"{file}: no such file, but the manifest lists it") from error
-        with source:
-            sent += blobs.put(store, Content(entry.sha256, entry.size, str(file)), source, meter.add, cut)
+        with _opened(model, entry) as (content, source):
+            sent += blobs.put(store, content, source, meter.add, cut)
     signatures: tuple[str, ...] = ()
     if signature is not None:
         signed = Content(digests.of_bytes(signature), len(signature), str(signature_path(model.path)))
@@ -112,6 +107,29 @@ def send(
         sent += manifest.size
     moved = _move(store, ref, manifest.sha256, signatures, force)
     return Sent(sent, model.size_bytes + len(text) + len(signature or b""), moved)
+
+
+def open_for(url: str, model: Artifact) -> Store:
+    """The store at `url` to send `model` to: where there is none yet, it is made once the files are known to be sound.
+
+    So what can't be pushed leaves no empty store behind.
+    """
+    try:
+        return open_store(url)
+    except MissingStoreError:
+        for entry in model.manifest.files:
+            with _opened(model, entry) as (content, source):
+                blobs.check(content, source)
+        return open_store(url, create=True)
+
+
+@contextlib.contextmanager
+def _opened(model: Artifact, entry: FileEntry) -> Iterator[tuple[Content, BinaryIO]]:
+    file = model.file(entry)
+    if not file.is_file():  # nor is a pipe one, which would be waited for
+        raise ArtifactError(f"{file}: no such file, but the manifest lists it")
+    with file.open("rb") as source:
+        yield Content(entry.sha256, entry.size, str(file)), source
 
 
 def _manifest_key(digest: str) -> str:
@@ -219,5 +237,5 @@ def _some(words: list[str]) -> str:
 
 def fetch(ref: Ref, progress: Progress = silent) -> Payload:
     """What stands under `ref`, its bytes verified and in memory; nothing touches the disk."""
-    with closing(open_store(ref.store)) as store:
+    with contextlib.closing(open_store(ref.store)) as store:
         return find(store, ref).load(progress)

@@ -254,6 +254,24 @@ def test_a_signature_travels_and_is_asked_for(url: str, capsys: Capture) -> None
     assert not Path("out2").exists()
 
 
+def test_a_signature_made_here_is_not_lost_to_an_older_copy(url: str, capsys: Capture) -> None:
+    generate("author.pem", "other.pem")
+    for _ in range(2):
+        assert status_of(["pull", f"{url}/digits:1", "-o", "out"]) == 0
+    assert status_of(["sign", "out/m.onnx", "--key", "author.pem"]) == 0
+    mine = Path("out/m.onnx.dsse.json").read_bytes()
+    assert status_of(["pull", f"{url}/digits:1", "-o", "out"]) == 0
+    assert Path("out/m.onnx.dsse.json").read_bytes() == mine
+    assert status_of(["sign", "m.onnx", "--key", "other.pem"]) == 0
+    assert status_of(["push", "m.onnx", f"{url}/digits:1"]) == 0
+    capsys.readouterr()
+    assert status_of(["pull", f"{url}/digits:1", "-o", "out"]) == 2
+    assert "out/m.onnx.dsse.json: stands already and is another signature" in capsys.readouterr().err
+    assert Path("out/m.onnx.dsse.json").read_bytes() == mine
+    assert status_of(["pull", f"{url}/digits:1", "-o", "out", "--force"]) == 0
+    assert Path("out/m.onnx.dsse.json").read_bytes() == Path("m.onnx.dsse.json").read_bytes()
+
+
 def test_a_signature_about_another_artifact_is_refused_without_any_key(url: str) -> None:
     generate("author.pem")
     make(Path("other.onnx"), b"other")

@@ -122,10 +122,11 @@ def test_what_is_no_sound_artifact_is_not_pushed(
     make(Path("m.onnx"))
     assert callable(trouble)
     trouble()
+    before = snapshot(tmp_path)
     assert status_of(["push", "m.onnx", f"file://{tmp_path}/store/digits:1"]) == status
     out, err = capsys.readouterr()
     assert out == "" and err.splitlines()[0].startswith(f"modelctl: error: {message}")
-    assert not [one for one in tmp_path.glob("store/**/*") if one.is_file() and one.name != "modelctl-store.json"]
+    assert snapshot(tmp_path) == before
     assert status_of(["push", "m.onnx", f"file://{tmp_path}/store/digits:1", "--json"]) == status
     document = json.loads(capsys.readouterr().out)
     assert not document["ok"] and document["error"]["message"].startswith(message)
