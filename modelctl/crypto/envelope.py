@@ -31,7 +31,7 @@ from modelctl.crypto.floe import Floe, FloeError
 from modelctl.crypto.keys import OpeningKey, Recipient
 from modelctl.crypto.stanza import Header
 from modelctl.crypto.tally import Tally
-from modelctl.errors import ArtifactError, IntegrityError, KeyFileError
+from modelctl.errors import ArtifactError, IntegrityError, KeyFileError, UsageError
 from modelctl.manifest import FileEntry, Manifest
 from modelctl.options import granted_threads
 from modelctl.progress import Progress, silent
@@ -81,6 +81,8 @@ def _derived(content_key: bytes, purpose: str) -> bytes:
 
 def _head(content_key: bytes, header: Header) -> bytes:
     encoded = stanza.encode(header)
+    if len(encoded) > MOST_HEADER_BYTES:
+        raise UsageError(f"so many recipients with so long keys need {len(encoded)} bytes, {MOST_HEADER_BYTES} can be")
     head = MAGIC + VERSION.to_bytes(1, "big") + len(encoded).to_bytes(4, "big") + encoded
     return head + hmac.digest(_derived(content_key, "header"), head, "sha256")
 
@@ -89,6 +91,30 @@ def header_of(path: Path) -> Header:
     """The header of a sealed file, not yet known to be unchanged; ArtifactError when the file is not one."""
     with path.open("rb") as file:
         return _read_head(file.read, str(path))[1]
+
+
+def rewrap(
+    sealed: Path, out: Path, keys: Sequence[OpeningKey], *, add: Sequence[Recipient] = (), remove: Sequence[str] = ()
+) -> tuple[int, str]:
+    """Write `out`: `sealed` for other recipients, its body untouched; its size in bytes and its digest are returned.
+
+    `keys` open it, `remove` are key ids. Who could open it before can still open the file as it was, and knows the
+    content key of this one if they kept it: to shut somebody out, seal anew. The body is not looked at. UsageError for
+    an id that is not there, else as `unseal` and `stanza.wrap`.
+    """
+    with sealed.open("rb") as file, out.open("xb") as made, Tally() as written:
+        head, header, mac = _read_head(file.read, str(sealed))
+        content_key = _content_key(head, header, mac, keys, str(sealed))
+        for kid in remove:
+            if kid not in header.ids:
+                raise UsageError(f"{sealed}: is not sealed for {kid}, but for {stanza.told(header)}")
+        kept = [one for one in header.stanzas if one.kid not in remove]
+        piece = _head(content_key, stanza.wrap(content_key, add, kept))
+        while piece:
+            made.write(piece)
+            written.add(piece)
+            piece = file.read(digests.CHUNK_BYTES)
+        return written.size, written.sha256
 
 
 def open_sealed(
@@ -190,13 +216,17 @@ def _checked(outer: _Outer, keys: Sequence[OpeningKey], sink: Sink, threads: int
 def _unseal(
     pull: Callable[[int], bytes], size: int, keys: Sequence[OpeningKey], reader: Reader, threads: int
 ) -> Inside:
-    head, header, mac = _read_head(pull, reader.name)
-    content_key = stanza.unwrap(header, keys, reader.name)
-    if not hmac.compare_digest(hmac.digest(_derived(content_key, "header"), head, "sha256"), mac):
-        raise IntegrityError(f"{reader.name}: the header has been changed")
+    content_key = _content_key(*_read_head(pull, reader.name), keys, reader.name)
     body = Floe.resume(_derived(content_key, "body"), AAD, pull(floe.HEADER_BYTES))
     with contextlib.closing(floe.decrypt(body, pull, threads)) as blocks:
         return reader.read(blocks, size)
+
+
+def _content_key(head: bytes, header: Header, mac: bytes, keys: Sequence[OpeningKey], name: str) -> bytes:
+    content_key = stanza.unwrap(header, keys, name)
+    if not hmac.compare_digest(hmac.digest(_derived(content_key, "header"), head, "sha256"), mac):
+        raise IntegrityError(f"{name}: the header has been changed")
+    return content_key
 
 
 def _read_head(pull: Callable[[int], bytes], name: str) -> tuple[bytes, Header, bytes]:

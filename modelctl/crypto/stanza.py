@@ -97,11 +97,20 @@ def parse(data: bytes, name: str) -> Header:
     return header
 
 
-def wrap(content_key: bytes, recipients: Sequence[Recipient]) -> Header:
-    """A header that lets each of `recipients` have the content key."""
-    if not 1 <= len(recipients) <= MOST_STANZAS:
-        raise UsageError(f"a file is sealed for 1 to {MOST_STANZAS} recipients, not for {len(recipients)}")
-    return Header(stanzas=tuple(_wrapped(content_key, one) for one in recipients))
+def wrap(content_key: bytes, recipients: Sequence[Recipient], beside: Sequence[Stanza] = ()) -> Header:
+    """A header that lets each of `recipients` have the content key, and those whose stanzas stand in it already.
+
+    UsageError for more than can be, for none, and for a passphrase that does not stand alone.
+    """
+    standing = {one.kid for one in beside}
+    new = list({one.id: one for one in recipients if one.id not in standing}.values())
+    count = len(new) + len(beside)
+    if not 1 <= count <= MOST_STANZAS:
+        raise UsageError(f"a file is sealed for 1 to {MOST_STANZAS} recipients, not for {count}")
+    words = sum(isinstance(one, Passphrase) for one in new) + sum(isinstance(one, ScryptStanza) for one in beside)
+    if words and count > 1:
+        raise UsageError("a passphrase stands alone: no other recipient can be beside it")
+    return Header(stanzas=(*beside, *(_wrapped(content_key, one) for one in new)))
 
 
 def _wrapped(content_key: bytes, recipient: Recipient) -> Stanza:

@@ -114,6 +114,36 @@ def test_wrong_key_and_no_key_say_who_may_open(small: Path, key_folder: Path) ->
     assert caught.value.hint == "--key-file KEY"
 
 
+def test_recipients_come_and_go_without_the_body(make_artifact: Make, tmp_path: Path) -> None:
+    one, other, third = AES, AesKey(b"o" * 32), AesKey(b"t" * 32)
+    path = sealed(make_artifact(data=os.urandom(2 << 20)), tmp_path / "m.sealed", one, other)
+    size, sha256 = envelope.rewrap(path, tmp_path / "n.sealed", [other], add=[third, third], remove=[one.id])
+    made = tmp_path / "n.sealed"
+    assert (size, sha256) == (made.stat().st_size, digests.of_file(made))
+    assert path.read_bytes()[-(2 << 20) :] == made.read_bytes()[-(2 << 20) :]
+    assert envelope.header_of(made).ids == (other.id, third.id)
+    assert opened(made, third).files == opened(path, other).files == opened(path, one).files
+    with pytest.raises(KeyFileError):
+        opened(made, one)
+
+
+def test_recipients_that_can_not_be_are_refused(make_artifact: Make, tmp_path: Path) -> None:
+    path, out = sealed(make_artifact(), tmp_path / "m.sealed"), tmp_path / "n.sealed"
+    for wrong in (
+        {"remove": [AES.id]},
+        {"remove": ["0" * 64]},
+        {"add": [Passphrase("word")]},
+        {"add": [AesKey(bytes([number]) * 32) for number in range(65)]},
+    ):
+        with pytest.raises(UsageError):
+            envelope.rewrap(path, out, [AES], **wrong)
+        out.unlink()
+    with pytest.raises(KeyFileError):
+        envelope.rewrap(path, out, [AesKey(bytes(32))], add=[AES])
+    with pytest.raises(UsageError, match="a passphrase stands alone"):
+        sealed(make_artifact(), tmp_path / "o.sealed", AES, Passphrase("word"))
+
+
 def test_two_seals_of_one_artifact_share_no_segment(make_artifact: Make, tmp_path: Path) -> None:
     model = make_artifact()
     one = sealed(model, tmp_path / "a.sealed").read_bytes()
