@@ -83,7 +83,7 @@ def walk(folder: Path, data: Path, limit: int | None, epochs: int, asked: int) -
     return {
         "trained": trained.strip().splitlines()[-1],
         "parameters": export["metrics"]["parameters"],
-        "float accuracy": judged["baseline"]["accuracy"]["value"],
+        "float accuracy": judged["accuracy_before"]["value"],
         "pruned accuracy": pruned["metrics"]["accuracy"]["value"],
         "int8 accuracy": judged["accuracy"]["value"],
         "int8 speedup, batch 1, one thread": judged["latency"]["speedup"]["value"],
