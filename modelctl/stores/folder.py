@@ -45,10 +45,12 @@ def open_store(url: str, create: bool) -> "FolderStore":
 def _make(root: Path, create: bool) -> None:
     if root.exists() and not root.is_dir():
         raise StoreError(f"{root}: not a store: not a folder")
-    if root.exists() and (not create or any(not one.name.startswith(MAKING) for one in root.iterdir())):
-        if (root / MARKER).exists():  # another process made it meanwhile
+    if root.exists() and any(not one.name.startswith(MAKING) for one in root.iterdir()):
+        if (root / MARKER).is_file():  # another process made it meanwhile
             return
         raise StoreError(f"{root}: not a store: a folder without {MARKER}", "choose an empty folder or a new one")
+    if not create:
+        raise MissingStoreError(f"{root}: not a store: an empty folder")
     if not root.parent.is_dir():
         raise StoreError(f"{root}: no such folder: {root.parent}", f"mkdir -p {root.parent}")
     root.mkdir(exist_ok=True)

@@ -192,3 +192,10 @@ print(sorted({"torch", "onnx", "onnxruntime", "numpy"} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_an_empty_folder_becomes_a_store(tmp_path: Path, capsys: Capture) -> None:
+    make(Path("m.onnx"))
+    Path("empty").mkdir()
+    assert status_of(["push", "m.onnx", f"file://{tmp_path}/empty/digits:1"]) == 0
+    assert fetch(Ref.parse(f"file://{tmp_path}/empty/digits:1")).primary == b"graph"
