@@ -151,6 +151,10 @@ class Running:
         """Ask it to end; the exit status and all of stderr."""
         if self.process.poll() is None:
             self.process.send_signal(number)
+        return self.ended()
+
+    def ended(self) -> tuple[int, str]:
+        """Wait for its end; the exit status and all of stderr."""
         _, err = self.process.communicate(timeout=30)
         return self.process.returncode, err
 

@@ -87,6 +87,5 @@ def test_a_command_that_looks_into_no_model_imports_no_tensor_library(
     command: str, rest: list[str], folder: Path
 ) -> None:
     assert command in COMMANDS
-    (folder / "store").mkdir(exist_ok=True)
     words = [word.replace("{folder}", f"file://{folder}/store") for word in rest]
     assert imported(HEAVY, command, *words, cwd=folder) == []

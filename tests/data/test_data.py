@@ -1,0 +1,149 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from nets import write_idx
+
+from modelctl import digests
+from modelctl.data import Data, open_data
+from modelctl.data.samples import Samples
+from modelctl.errors import DataError, UsageError
+from modelctl.manifest import TensorSpec
+
+SPEC = TensorSpec(name="x", dtype="float32", shape=("batch", 2))
+
+
+def opened(path: Path, selection: str = "", spec: TensorSpec = SPEC, seed: int = 0) -> Data:
+    return open_data(f"{path}{selection}", [spec], seed)
+
+
+def numbered(path: Path, count: int = 100) -> Path:
+    """Samples whose label is their number."""
+    np.savez(path, x=np.ones((count, 2)) * np.arange(count)[:, None], y=np.arange(count))
+    return path
+
+
+def rows(found: Samples) -> list[int]:
+    assert found.labels is not None
+    assert np.array_equal(found.inputs["x"].reshape(len(found), -1).max(axis=1).round(), found.labels)
+    return [int(one) for one in found.labels]
+
+
+def test_a_single_file_is_dealt_out_by_the_seed(tmp_path: Path) -> None:
+    path = numbered(tmp_path / "a.npz")
+    data = opened(path)
+    parts = [rows(part) for part in (data.train, data.validation, data.test)]
+    assert [len(part) for part in parts] == [80, 10, 10]
+    assert sorted(one for part in parts for one in part) == list(range(100))
+    assert parts == [rows(part) for part in (opened(path).train, opened(path).validation, opened(path).test)]
+    assert rows(opened(path, seed=1).test) != parts[2]
+    assert rows(data.scored) == parts[2]
+    assert data.sha256 == digests.of_file(path)
+
+
+def test_a_limit_keeps_the_first_of_each_part(tmp_path: Path) -> None:
+    path = numbered(tmp_path / "a.npz")
+    data = opened(path, "#limit=7")
+    assert rows(data.train) == rows(opened(path).train)[:7]
+    assert [len(part) for part in (data.train, data.validation, data.test, data.scored)] == [7, 7, 7, 7]
+
+
+def test_a_named_split_is_scored_whole_and_dealt_out_to_learners(tmp_path: Path) -> None:
+    path = numbered(tmp_path / "a.npz")
+    data = opened(path, "#split=train")
+    assert sorted(rows(data.scored)) == sorted(rows(opened(path).train))
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [64, 8, 8]
+    assert sorted(rows(data.train) + rows(data.validation) + rows(data.test)) == sorted(rows(data.scored))
+    assert len(opened(path, "#split=train,limit=50").test) == 5
+
+
+def test_too_few_samples_to_deal_out(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="2 samples can't be split in 3 parts"):
+        _ = opened(numbered(tmp_path / "a.npz", 2)).test
+    assert len(opened(numbered(tmp_path / "a.npz", 3)).test) == 1
+
+
+def test_an_idx_folder_comes_split(tmp_path: Path) -> None:
+    write_idx(tmp_path)
+    spec = TensorSpec(name="pixels", dtype="float32", shape=("batch", 1, 8, 8))
+    data = opened(tmp_path, "", spec)
+    assert [len(part) for part in (data.train, data.validation, data.test, data.scored)] == [27, 3, 10, 10]
+    numbers = np.concatenate([part.inputs["pixels"][:, 0, 0, 0] * 255 for part in (data.train, data.validation)])
+    assert sorted(numbers.round()) == list(range(30))
+    assert len(opened(tmp_path, "#split=train", spec).scored) == 30
+    assert [len(part) for part in (opened(tmp_path, "#limit=5", spec).train, data.test.first(5))] == [5, 5]
+
+
+def test_only_the_files_that_are_meant_are_read_and_named(tmp_path: Path) -> None:
+    write_idx(tmp_path)
+    spec = TensorSpec(name="x", dtype="float32", shape=("batch", 1, 8, 8))
+    tested, both = opened(tmp_path, "#split=test", spec), opened(tmp_path, "", spec)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"broken")
+    assert len(tested.scored) == 10
+    assert len(both.test) == 10
+    assert opened(tmp_path, "#split=test", spec).sha256 == tested.sha256
+    assert opened(tmp_path, "", spec).sha256 != both.sha256
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz: not a sound gzip file"):
+        _ = both.train
+
+
+def test_safe_casts_are_made(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.ones((10, 2), np.int64), y=np.ones((10, 1), np.uint8))
+    found = opened(tmp_path / "a.npz", "", TensorSpec(name="x", dtype="int32", shape=("batch", 2))).train
+    assert found.inputs["x"].dtype == np.int32
+    assert found.labels is not None
+    assert (found.labels.dtype, found.labels.shape) == (np.int64, (8,))
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "dtype", "says"),
+    [
+        (np.ones((9, 3)), np.zeros(9, int), "float32", r"input 'x': expected float32\[N,2\], found float64\[N,3\]"),
+        (np.ones((9, 2, 1)), np.zeros(9, int), "float32", r"expected float32\[N,2\], found float64\[N,2,1\]"),
+        (np.ones(9), np.zeros(9, int), "float32", r"expected float32\[N,2\], found float64\[N\]"),
+        (np.ones((9, 2), np.uint8), np.zeros(9, int), "float32", r"expected float32\[N,2\], found uint8\[N,2\]"),
+        (np.ones((9, 2)), np.zeros(9, int), "int64", r"expected int64\[N,2\], found float64\[N,2\]"),
+        (np.full((9, 2), np.nan), np.zeros(9, int), "float32", "holds NaN, infinity"),
+        (np.full((9, 2), 1e300), np.zeros(9, int), "float32", "numbers that float32 can't hold"),
+        (np.full((9, 2), 300), np.zeros(9, int), "uint8", "holds numbers that uint8 can't hold"),
+        (np.full((9, 2), -1), np.zeros(9, int), "uint64", "holds numbers that uint64 can't hold"),
+        (np.ones((9, 2)), np.full(9, np.nan), "float32", "labels 'y': hold NaN"),
+        (np.ones((9, 2)), np.zeros((9, 3), int), "float32", r"labels 'y': expected classes int64\[N\]"),
+        (np.ones((9, 2)), np.array(["a"] * 9), "float32", "labels 'y': expected classes"),
+        (np.ones((9, 2)), np.zeros(9, int), "string", "the model takes string, which is not read here"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused(tmp_path: Path, x: Any, y: Any, dtype: str, says: str) -> None:
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    data = opened(tmp_path / "a.npz", "", TensorSpec(name="x", dtype=dtype, shape=("batch", 2)))
+    with pytest.raises(DataError, match=says):
+        _ = data.train
+
+
+def test_images_fit_no_model_of_two_inputs(tmp_path: Path) -> None:
+    write_idx(tmp_path)
+    data = open_data(str(tmp_path), [SPEC, TensorSpec(name="z", dtype="float32", shape=("batch", 2))], 0)
+    with pytest.raises(DataError, match="holds images alone, and the model takes 2 inputs"):
+        _ = data.test
+
+
+def test_what_can_not_be_opened(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("1,2")
+    (tmp_path / "empty.npz").touch()
+    for path, says in (("a.csv", "no reader for .csv"), ("empty.npz", "is empty"), ("none.npz", "no such file")):
+        with pytest.raises(DataError, match=says):
+            opened(tmp_path / path)
+    with pytest.raises(UsageError, match="can't select"):
+        opened(tmp_path / "empty.npz", "#splt=test")
+
+
+def test_batches_and_draws() -> None:
+    found = Samples({"x": np.arange(10)}, np.arange(10))
+    assert [batch.inputs["x"].tolist() for batch in found.batches(4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert [batch.inputs["x"].tolist() for batch in found.filled_batches(4)][-1] == [8, 9, 0, 1]
+    drawn = found.take(4, seed=3)
+    assert drawn.labels is not None
+    assert len(set(drawn.labels.tolist())) == 4
+    assert np.array_equal(drawn.inputs["x"], found.take(4, seed=3).inputs["x"])
+    assert found.take(10, seed=3) is found

@@ -1,0 +1,115 @@
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modelctl.data import npz
+from modelctl.errors import DataError
+
+
+def zipped(path: Path, **members: bytes) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(f"{name}.npy", data)
+    return path
+
+
+def npy(array: np.ndarray[Any, Any]) -> bytes:
+    out = io.BytesIO()
+    np.save(out, array)
+    return out.getvalue()
+
+
+def header(shape: str, descr: str = "<f4") -> bytes:
+    text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def test_takes_the_arrays_called_as_the_inputs_and_the_labels(tmp_path: Path) -> None:
+    left, right, labels = np.ones((3, 2)), np.zeros((3, 4), np.int32), np.arange(3)
+    np.savez_compressed(tmp_path / "a.npz", left=left, right=right, y=labels, other=np.zeros(9))
+    found = npz.read(tmp_path / "a.npz", ["left", "right"])
+    assert list(found.inputs) == ["left", "right"]
+    assert np.array_equal(found.inputs["right"], right)
+    assert found.labels is not None
+    assert np.array_equal(found.labels, labels)
+
+
+def test_a_single_input_may_be_called_x(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.ones((3, 2)))
+    found = npz.read(tmp_path / "a.npz", ["pixels"])
+    assert found.inputs["pixels"].shape == (3, 2)
+    assert found.labels is None
+
+
+def test_reads_columns_first_and_big_endian_arrays(tmp_path: Path) -> None:
+    array = np.asfortranarray(np.arange(6, dtype=">f4").reshape(2, 3))
+    np.savez(tmp_path / "a.npz", x=array)
+    assert np.array_equal(npz.read(tmp_path / "a.npz", ["x"]).inputs["x"], array)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"z": np.ones(3)}, "expected an array 'a' or 'x', found z"),
+        ({"x": np.ones((3, 1)), "y": np.ones(2)}, "inputs and labels differ in number: 3 of 'a', 2 of 'y'"),
+        ({"x": np.ones((0, 1))}, "holds no samples"),
+        ({"x": np.ones(())}, "found a single number"),
+        ({"x": np.array([{"a": 1}], dtype=object)}, "only plain numbers are read"),
+    ],
+)
+def test_says_what_was_expected(tmp_path: Path, arrays: dict[str, Any], says: str) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match=says):
+        npz.read(tmp_path / "a.npz", ["a"])
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (header("(9999999999,)") + b"1234", "promises 39999999996 bytes, it holds 4"),
+        (header("(-1,)") + b"1234", "promises"),
+        (header("(2,)") + b"12345678more", "promises 8 bytes, it holds 12"),
+        (header("(" * 400 + ")" * 400), "not a sound .npz file"),
+        (header("(1,)", "O") + b"12345678", "only plain numbers"),
+        (b"\x93NUMPY\x03\x00", "version 3.0 is not read"),
+        (b"", "not a sound .npz file"),
+        (b"not an array", "not a sound .npz file"),
+    ],
+)
+def test_hostile_arrays_are_refused(tmp_path: Path, data: bytes, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        npz.read(zipped(tmp_path / "a.npz", x=data), ["x"])
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(npz, "LIMIT_BYTES", 1000)
+    with pytest.raises(DataError, match="4128 bytes unpacked, at most 1000 are read"):
+        npz.read(zipped(tmp_path / "a.npz", x=npy(np.zeros(500)), other=npy(np.zeros(500))), ["x"])
+
+
+def test_what_is_no_zip_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(b"PK no zip")
+    with pytest.raises(DataError, match=r"a\.npz: not a sound \.npz file"):
+        npz.read(tmp_path / "a.npz", ["x"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_any_damage_is_a_data_error_or_harmless(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged.npz"
+    whole = io.BytesIO()
+    np.savez(whole, x=np.ones((2, 3), np.float32), y=np.arange(2))
+    damaged = bytearray(whole.getvalue())
+    for _ in range(data.draw(st.integers(1, 3))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(damaged[: data.draw(st.integers(0, len(damaged)))] if data.draw(st.booleans()) else damaged)
+    try:
+        assert len(npz.read(path, ["x"])) > 0
+    except DataError as error:
+        assert str(path) in error.message

@@ -1,0 +1,280 @@
+"""The server under stress: many clients, too many, slow ones, rude ones, and the end."""
+
+import asyncio
+import http.client
+import json
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import servers
+from servers import Running, ask, v2
+
+from modelctl.artifact import Artifact
+from modelctl.graph.session import Session
+from modelctl.options import ServeOptions
+from modelctl.serve.http import App
+
+ROWS = np.random.default_rng(1).standard_normal((64, 256)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def sluggish(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of some fifty milliseconds."""
+    return servers.slow(tmp_path_factory.mktemp("sluggish") / "sluggish.onnx", layers=2500)
+
+
+@pytest.fixture(scope="module")
+def narrow(sluggish: Path) -> Iterator[Running]:
+    """A server that takes little, and waits for nobody long."""
+    flags = ("--max-queue", "2", "--max-batch", "1", "--timeout-s", "1", "--max-body-mb", "0.2")
+    with servers.running([sluggish], *flags) as found:
+        yield found
+        assert found.stop() == (0, "")
+
+
+def request_of(row: int) -> dict[str, Any]:
+    return {"inputs": [v2("x", ROWS[row : row + 1], "FP32")]}
+
+
+def raw(server: Running, data: bytes, pause_s: float = 0.0) -> bytes:
+    """All that comes back for these bytes on a plain socket, until the server closes or is quiet for a while."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=15) as connection:
+        connection.sendall(data)
+        if not pause_s:
+            connection.shutdown(socket.SHUT_WR)
+        found = b""
+        try:
+            while piece := connection.recv(65536):
+                found += piece
+        except (ConnectionResetError, TimeoutError):
+            pass
+        return found
+
+
+def eventually(holds: Callable[[], bool], limit_s: float = 10.0) -> None:
+    ends = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < ends, "it never came true"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("name", ["slow", "affine"])
+def test_many_clients_get_the_answers_onnxruntime_gives(server: Running, zoo: dict[str, Path], name: str) -> None:
+    session = Session(Artifact.open(zoo[name]).load())
+    width = session.inputs[0].shape[1]
+    before = server.metric("modelctl_batch_rows_count", model=name)
+
+    def client(index: int) -> None:
+        chance = np.random.default_rng(index)
+        connection = server.connect()
+        for _ in range(6):
+            x = chance.standard_normal((int(chance.integers(1, 4)), int(width))).astype(np.float32)
+            answer = ask(connection, f"/v2/models/{name}/infer", {"inputs": [v2("x", x, "FP32")]})
+            assert answer.status == 200
+            (output,) = answer.json["outputs"]
+            found = np.reshape(output["data"], output["shape"])
+            np.testing.assert_allclose(found, session.run({"x": x})["y"], rtol=1e-4, atol=1e-5)
+        connection.close()
+
+    with ThreadPoolExecutor(32) as pool:
+        list(pool.map(client, range(32)))
+    runs = server.metric("modelctl_batch_rows_count", model=name) - before
+    if name == "slow":
+        assert runs < 32 * 6  # some shared a run
+    assert server.metric("modelctl_requests_in_flight") == 0
+
+
+def test_too_many_are_told_to_come_again_and_the_rest_are_answered(narrow: Running) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda one: narrow.ask("/v2/models/sluggish/infer", request_of(one)), range(16)))
+    counts = Counter(answer.status for answer in answers)
+    assert set(counts) == {200, 429}
+    refused = next(answer for answer in answers if answer.status == 429)
+    assert refused.headers["retry-after"] == "1"
+    assert "too many requests" in refused.error
+    assert narrow.metric("modelctl_request_errors_total", kind="overload") == counts[429]
+    assert narrow.ask("/v2/models/sluggish/infer", request_of(0)).status == 200
+
+
+def test_a_client_that_leaves_takes_its_request_with_it(narrow: Running) -> None:
+    before = narrow.metric("modelctl_batch_rows_count")
+    blocker = threading.Thread(target=lambda: narrow.ask("/v2/models/sluggish/infer", request_of(0)))
+    blocker.start()
+    eventually(lambda: narrow.metric("modelctl_requests_in_flight") == 1)
+    body = json.dumps(request_of(1)).encode()
+    for _ in range(2):
+        with socket.create_connection(("127.0.0.1", narrow.port)) as leaver:
+            head = f"POST /v2/models/sluggish/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            leaver.sendall(head.encode() + body)
+    blocker.join()
+    eventually(lambda: narrow.metric("modelctl_requests_in_flight") == 0)
+    eventually(lambda: narrow.metric("modelctl_request_errors_total", kind="client_gone") == 2)
+    assert narrow.metric("modelctl_batch_rows_count") - before <= 2
+
+
+def test_who_waits_too_long_is_told(sluggish: Path) -> None:
+    with servers.running([sluggish], "--timeout-s", "0.02", "--max-batch", "1") as server:
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda one: server.ask("/v2/models/sluggish/infer", request_of(one)), range(4)))
+        assert {answer.status for answer in answers} == {504}
+        assert "longer than this server" in answers[0].error
+        assert server.metric("modelctl_request_errors_total", kind="timeout") == 4
+
+
+def test_slow_clients_hold_nothing(narrow: Running) -> None:
+    found = raw(narrow, b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n[", pause_s=1)
+    assert b"408 Request Timeout" in found
+    assert b"the body came too slowly" in found
+    assert raw(narrow, b"GET /v2 HTT", pause_s=1) == b""
+    assert raw(narrow, b"", pause_s=1) == b""
+
+
+def test_large_things_are_refused(narrow: Running) -> None:
+    chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert b"413 " in raw(narrow, head + chunk * 4 + b"0\r\n\r\n")
+    assert b"431 " in raw(narrow, b"GET /v2 HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 200_000)
+    assert b"431 " in raw(narrow, b"GET /" + b"y" * 200_000)
+    many = b"".join(b"X-%d: %s\r\n" % (index, b"y" * 100) for index in range(2000))
+    assert b"431 " in raw(narrow, b"GET /v2 HTTP/1.1\r\nHost: x\r\n" + many)
+    assert narrow.ask("/v2/health/live").status == 200
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16\x03\x01\x02\x00\x01",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+        b"POST /predict HTTP/1.1\r\nContent-Length: 99999999999999999999999\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\n\r\n",
+        b"GET http://[/ HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\0" * 100,
+    ],
+)
+def test_what_is_no_http_is_refused_and_harms_nobody(narrow: Running, data: bytes) -> None:
+    found = raw(narrow, data)
+    assert found == b"" or found.startswith((b"HTTP/1.1 400", b"HTTP/1.1 404"))
+    assert b"Traceback" not in found
+    assert narrow.ask("/v2/health/live").status == 200
+
+
+def test_requests_in_one_go_are_answered_in_order(server: Running) -> None:
+    one, other = (b"GET /v2/models/%s HTTP/1.1\r\nHost: x\r\n" % name for name in (b"pair", b"half"))
+    found = raw(server, one + b"\r\n" + other + b"Connection: close\r\n\r\n", pause_s=1)
+    assert found.count(b"HTTP/1.1 200 OK") == 2
+    assert found.index(b'"name":"pair"') < found.index(b'"name":"half"')
+
+
+def test_the_end_waits_for_what_was_accepted(sluggish: Path) -> None:
+    with servers.running([sluggish], "--max-batch", "1") as server:
+        before = server.connect()
+        assert ask(before, "/v2/health/ready").status == 200
+        answers: list[int] = []
+
+        def client(row: int) -> None:
+            answers.append(server.ask("/v2/models/sluggish/infer", request_of(row)).status)
+
+        clients = [threading.Thread(target=client, args=(row,)) for row in range(12)]
+        for one in clients:
+            one.start()
+        eventually(lambda: server.metric("modelctl_requests_total") == 12)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+        readiness = ask(before, "/v2/health/ready")
+        assert (readiness.status, readiness.json) == (503, {"ready": False})
+        assert readiness.headers["connection"] == "close"
+        for one in clients:
+            one.join()
+        assert answers == [200] * 12
+        assert server.ended() == (0, "")
+
+
+def test_the_end_under_load_breaks_no_answer(zoo: dict[str, Path]) -> None:
+    with servers.running([zoo["affine"]]) as server:
+        broken: list[Exception] = []
+        done: list[int] = []
+        body = {"inputs": [v2("x", np.ones((1, 4), np.float32), "FP32")]}
+
+        def client(_: int) -> None:
+            try:
+                connection = server.connect()
+                connection.connect()
+            except OSError:
+                return
+            while True:
+                try:
+                    answer = ask(connection, "/v2/models/affine/infer", body)
+                except (OSError, http.client.HTTPException) as error:
+                    broken.append(error)
+                    return
+                assert answer.status == 200
+                done.append(1)
+                if answer.headers.get("connection") == "close":
+                    return
+
+        clients = [threading.Thread(target=client, args=(one,)) for one in range(8)]
+        for one in clients:
+            one.start()
+        eventually(lambda: len(done) > 50)
+        assert server.stop(signal.SIGINT) == (0, "")
+        for one in clients:
+            one.join()
+        assert broken == []
+
+
+def test_a_second_request_to_end_is_obeyed_at_once(tmp_path: Path) -> None:
+    model = servers.slow(tmp_path / "m.onnx", layers=2500)
+    with servers.running([model], "--max-batch", "1") as server:
+        for row in range(30):
+            threading.Thread(target=_ignored, args=(server, row), daemon=True).start()
+        eventually(lambda: server.metric("modelctl_requests_in_flight") > 20)
+        server.process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        assert server.stop(signal.SIGINT)[0] == 130
+
+
+def _ignored(server: Running, row: int) -> None:
+    try:
+        server.ask("/v2/models/m/infer", request_of(row))
+    except (OSError, http.client.HTTPException):
+        pass
+
+
+def test_a_bug_is_told_on_stderr_and_to_no_client(zoo: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
+    models = servers.loaded(zoo["affine"])
+
+    def run(_: object) -> dict[str, Any]:
+        raise ZeroDivisionError("a secret")
+
+    models.get("affine").runner._run = run
+    sent: list[Any] = []
+
+    async def go() -> None:
+        body = json.dumps([[1, 2, 3, 4]]).encode()
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [], "query_string": b""}
+        await App(models, ServeOptions())(scope, receive, send)
+
+    asyncio.run(go())
+    assert (sent[0]["status"], sent[1]["body"]) == (500, b'{"error":"internal error"}')
+    assert "ZeroDivisionError" in caplog.text

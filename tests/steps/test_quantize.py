@@ -1,0 +1,183 @@
+from pathlib import Path
+
+import nets
+import numpy as np
+import onnx
+import pytest
+from artifacts import names
+from onnx import helper
+
+from modelctl.artifact import Artifact
+from modelctl.errors import ArtifactError, CheckFailed, DataError, UnsupportedError, UsageError
+from modelctl.options import Calibration, Method, QuantizeOptions
+from modelctl.steps.quantize import origin, quantize
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Artifact:
+    return Artifact.open(nets.save(nets.convolutional(), tmp_path / "net.onnx"))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    return str(nets.save_npz(tmp_path / "samples.npz"))
+
+
+def kinds(made: Artifact) -> list[str]:
+    return [node.op_type for node in onnx.load(made.path).graph.node]
+
+
+def test_static_with_samples(net: Artifact, data: str, tmp_path: Path) -> None:
+    made = quantize(net, tmp_path / "q.onnx", QuantizeOptions(data=data, max_drop=3, allow_regression=True))
+    found = made.manifest.metrics
+    assert found["accuracy_before"]["value"] > 0.9
+    assert found["drop_pp"] <= 3
+    assert found["agreement"] > 0.9
+    assert found["size_ratio"] > 2
+    assert found["accuracy"]["samples"] == 100
+    assert "speedup" in found["latency"]
+    assert made.manifest.made_by is not None
+    choices = made.manifest.made_by.choices
+    assert choices["method"] == "static"
+    assert choices["float_nodes"] == ["conv1"]
+    assert choices["calibration_samples"] == 512
+    assert (made.manifest.inputs, made.manifest.outputs) == (net.manifest.inputs, net.manifest.outputs)
+    assert kinds(made)[-1] == "Gemm"  # the answers themselves stay in float
+    assert names(tmp_path) == {"net.onnx", "samples.npz", "q.onnx", "q.onnx.manifest.json"}
+
+
+@pytest.mark.parametrize("method", [None, Method.STATIC, Method.DYNAMIC])
+def test_the_same_again_gives_the_same_bytes(net: Artifact, data: str, tmp_path: Path, method: Method | None) -> None:
+    options = QuantizeOptions(
+        data=data if method else None, method=method, allow_regression=True, samples=64, threads=1
+    )
+    first = quantize(net, tmp_path / "a.onnx", options)
+    second = quantize(net, tmp_path / "b.onnx", options)
+    assert first.digest == second.digest
+    assert origin(net, options).is_current(tmp_path / "a.onnx")
+
+
+def test_weights_alone_without_samples(net: Artifact, tmp_path: Path) -> None:
+    told: list[str] = []
+
+    class Listener:
+        def advance(self, what: str, done: int, total: int | None = None, unit: str = "") -> None:
+            pass
+
+        def note(self, text: str) -> None:
+            told.append(text)
+
+    made = quantize(net, tmp_path / "q.onnx", QuantizeOptions(), Listener())
+    assert made.manifest.metrics["size_ratio"] > 2
+    assert "accuracy" not in made.manifest.metrics
+    assert any("the accuracy is not known" in one for one in told)
+    pictures, _ = nets.samples(100)
+    before, after = nets.run(onnx.load(net.path), pictures), nets.run(onnx.load(made.path), pictures)
+    assert (before.argmax(1) == after.argmax(1)).mean() > 0.97
+
+
+@pytest.mark.parametrize("calibration", list(Calibration))
+def test_every_calibration(net: Artifact, data: str, tmp_path: Path, calibration: Calibration) -> None:
+    options = QuantizeOptions(
+        data=data, calibration=calibration, samples=48, allow_regression=True, per_channel=False, max_drop=10
+    )
+    made = quantize(net, tmp_path / "q.onnx", options)
+    assert made.manifest.made_by is not None
+    assert made.manifest.made_by.choices["per_channel"] is False
+
+
+def test_only_what_is_named_and_not_excluded(net: Artifact, data: str, tmp_path: Path) -> None:
+    options = QuantizeOptions(data=data, op_types=("Conv",), excludes=("conv2",), allow_regression=True)
+    made = onnx.load(quantize(net, tmp_path / "q.onnx", options).path)
+    maker = {name: node.op_type for node in made.graph.node for name in node.output}
+    fed = {node.name: maker.get(node.input[1]) for node in made.graph.node if node.op_type in ("Conv", "Gemm")}
+    assert fed == {"conv1": "DequantizeLinear", "conv2": None, "dense": None}
+
+
+def test_an_old_opset_and_a_fixed_batch_are_fine(data: str, tmp_path: Path) -> None:
+    old = Artifact.open(nets.save(nets.linear(opset=9), tmp_path / "old.onnx"))
+    made = quantize(old, tmp_path / "q.onnx", QuantizeOptions(data=data, allow_regression=True, max_drop=5))
+    assert made.manifest.metrics["agreement"] > 0.9
+    fixed = Artifact.open(nets.save(nets.convolutional(batch=3), tmp_path / "fixed.onnx"))
+    made = quantize(fixed, tmp_path / "qf.onnx", QuantizeOptions(data=data, allow_regression=True, max_drop=5))
+    assert made.manifest.metrics["latency"]["batch"] == 3
+
+
+def test_without_labels_agreement_is_told_and_no_drop_can_be_held(net: Artifact, tmp_path: Path) -> None:
+    data = str(nets.save_npz(tmp_path / "bare.npz", x=nets.samples(100)[0]))
+    made = quantize(net, tmp_path / "q.onnx", QuantizeOptions(data=data, allow_regression=True))
+    assert made.manifest.metrics["agreement"] > 0.8
+    assert "accuracy" not in made.manifest.metrics
+    with pytest.raises(DataError, match="no labels"):
+        quantize(net, tmp_path / "r.onnx", QuantizeOptions(data=data, max_drop=1))
+
+
+def test_a_larger_result_is_not_written(data: str, tmp_path: Path) -> None:
+    small = Artifact.open(nets.save(nets.linear(), tmp_path / "small.onnx"))
+    before = names(tmp_path)
+    with pytest.raises(CheckFailed, match="not accepted: the result .*is larger than its input") as caught:
+        quantize(small, tmp_path / "q.onnx", QuantizeOptions(data=data))
+    assert caught.value.facts is not None
+    assert names(tmp_path) == before
+
+
+def test_a_lost_budget_is_not_written_even_if_regressions_are_allowed(net: Artifact, data: str, tmp_path: Path) -> None:
+    before = names(tmp_path)
+    options = QuantizeOptions(data=data, min_speedup=900, allow_regression=True)
+    with pytest.raises(CheckFailed, match="at least ×900 was asked for"):
+        quantize(net, tmp_path / "q.onnx", options)
+    assert names(tmp_path) == before
+
+
+def test_a_slower_result_is_not_written(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c"], "a", pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["c", "w2"], ["logits"], "b", pads=[1, 1, 1, 1]),
+    ]
+    held = {"w1": random.standard_normal((32, 3, 3, 3)), "w2": random.standard_normal((32, 32, 3, 3))}
+    model = nets.model_of(
+        nodes, {name: one.astype(np.float32) for name, one in held.items()}, ["n", 3, 32, 32], ["n", 32, 32, 32]
+    )
+    net = Artifact.open(nets.save(model, tmp_path / "net.onnx"))
+    options = QuantizeOptions(method=Method.DYNAMIC, op_types=("Conv",), threads=1)
+    with pytest.raises(CheckFailed, match="is slower than its input"):  # at a fifth of its speed, on any x86
+        quantize(net, tmp_path / "q.onnx", options)
+    assert names(tmp_path) == {"net.onnx"}
+
+
+def test_what_is_quantized_is_not_quantized_again(net: Artifact, data: str, tmp_path: Path) -> None:
+    for place, options in enumerate((QuantizeOptions(), QuantizeOptions(data=data, allow_regression=True))):
+        made = quantize(net, tmp_path / f"q{place}.onnx", options)
+        with pytest.raises(UnsupportedError, match="is quantized already"):
+            quantize(made, tmp_path / "again.onnx", QuantizeOptions())
+
+
+def test_what_can_not_be_asked(net: Artifact, tmp_path: Path) -> None:
+    for options, says in (
+        (QuantizeOptions(method=Method.STATIC), "needs samples"),
+        (QuantizeOptions(excludes=("nothing",)), "no node of that name"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            quantize(net, tmp_path / "q.onnx", options)
+    with pytest.raises(UnsupportedError, match="holds nothing that weight-only could quantize"):
+        quantize(net, tmp_path / "q.onnx", QuantizeOptions(op_types=("LSTM",)))
+    with pytest.raises(UnsupportedError, match=r"quantize writes \.onnx"):
+        quantize(net, tmp_path / "q.pt2", QuantizeOptions())
+    assert names(tmp_path) == {"net.onnx"}
+
+
+@pytest.mark.parametrize("content", [b"", b"\x08\x07", b"no model at all"])
+def test_what_is_no_model(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.onnx").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"bad\.onnx: not an ONNX model"):
+        quantize(Artifact.open(tmp_path / "bad.onnx"), tmp_path / "q.onnx", QuantizeOptions())
+    assert names(tmp_path) == {"bad.onnx"}
+
+
+def test_another_format_is_sent_to_the_step_that_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "net.pt2").write_bytes(b"x")
+    with pytest.raises(UnsupportedError, match="quantize reads onnx, this is pt2") as caught:
+        quantize(Artifact.open(tmp_path / "net.pt2"), tmp_path / "q.onnx", QuantizeOptions())
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("modelctl export")
