@@ -73,7 +73,7 @@ def _fitted(array: Array, spec: TensorSpec, where: str) -> Array:
         expected = (
             f"{spec.dtype}[{','.join(map(str, ('N', *rest)))}]" if spec.shape else f"{spec.dtype}[], no batch axis"
         )
-        got = f"{array.dtype}[{','.join(map(str, array.shape))}]"
+        got = f"{array.dtype}[{','.join(map(str, ('N', *array.shape[1:])))}]"
         raise DataError(f"{where}: input {spec.name!r}: expected {expected}, found {got}")
     if _kind(wanted) == "integer" and array.size and not np.can_cast(array.dtype, wanted):
         bounds = np.iinfo(wanted)
@@ -114,7 +114,7 @@ def _labels(labels: Array, where: str) -> Array:
         return labels.astype(np.float64)
     flat = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if kind == "other" or flat.ndim != 1:
-        got = f"{labels.dtype}[{','.join(map(str, labels.shape))}]"
+        got = f"{labels.dtype}[{','.join(map(str, ('N', *labels.shape[1:])))}]"
         raise DataError(f"{where}: labels {LABELS!r}: expected classes int64[N] or targets float[N,…], found {got}")
     if flat.size and flat.dtype.kind == "u" and flat.max() > np.iinfo(np.int64).max:
         raise DataError(f"{where}: labels {LABELS!r}: hold numbers that int64 can't hold")

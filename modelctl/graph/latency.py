@@ -22,7 +22,8 @@ from modelctl.manifest import TensorSpec
 SLOWER_BELOW = 0.97  # a model timed against itself loses in most runs by less
 SECONDS = 0.5
 MIN_PAIRS, MAX_PAIRS = 9, 100
-MAX_BLOCK_RUNS = 200
+MAX_BLOCK_RUNS = 50
+MAX_RUNS_ALONE = 5000
 WARM_UP_RUNS = 3
 FREE_LENGTH = 16  # of a free axis that is not the batch, where there are no samples to take it from
 
@@ -50,7 +51,7 @@ def alone(model: Session, feeds: Tensors, seconds: float = SECONDS) -> dict[str,
     _warm(model, feeds)
     times: list[float] = []
     end = time.perf_counter() + seconds
-    while len(times) < MIN_PAIRS or (time.perf_counter() < end and len(times) < MAX_PAIRS * MAX_BLOCK_RUNS):
+    while len(times) < MIN_PAIRS or (time.perf_counter() < end and len(times) < MAX_RUNS_ALONE):
         times.append(_timed(model, feeds))
     return percentiles(times)
 

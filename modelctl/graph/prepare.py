@@ -23,12 +23,23 @@ def prepare(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     model = _raised(model, name)
     del model.graph.value_info[:]  # what stands there may be stale, and shapes are inferred again
     folded: onnx.ModelProto = optimizer.optimize(model)
+    maker = {name: node for node in model.graph.node for name in node.output}
+    known = {node.name for node in model.graph.node}
     for place, node in enumerate(folded.graph.node):
-        node.name = node.name or f"{node.op_type}_{place}"
+        if node.name not in known:
+            node.name = _name_before(node, maker) or node.name or f"{node.op_type}_{place}"
         del node.metadata_props[:]
         node.doc_string = ""
     del folded.graph.value_info[:]
     return folded
+
+
+def _name_before(node: onnx.NodeProto, maker: dict[str, onnx.NodeProto]) -> str:
+    """What a node was called before something that followed it was folded into it; "" if it was not there."""
+    before = maker.get(node.output[0])
+    while before is not None and before.op_type != node.op_type:
+        before = maker.get(before.input[0]) if before.input else None
+    return before.name if before is not None else ""
 
 
 def small_convolutions(model: onnx.ModelProto) -> list[str]:

@@ -97,7 +97,8 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     centre = share + z2 / (2 * total)
     spread = Z * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total))
     scale = 1 + z2 / total
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    low, high = (centre - spread) / scale, (centre + spread) / scale
+    return (0.0 if right == 0 else low), (1.0 if right == total else high)  # exactly, not but for rounding
 
 
 def bootstrap(measure: Callable[[Array, Array], float], answers: Array, labels: Array) -> tuple[float, float]:

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import nets
 import numpy as np
@@ -14,6 +15,10 @@ from modelctl.steps.prune import prune
 from modelctl.steps.quantize import quantize
 
 WEIGHTS = 8 * 9 + 64 * 72 + 256 * 4
+
+
+def asked(**options: Any) -> PruneOptions:
+    return PruneOptions(threads=1, **options)
 
 
 @pytest.fixture
@@ -35,7 +40,7 @@ class Listener:
 def test_half_of_the_weights(net: Artifact, tmp_path: Path) -> None:
     listener = Listener()
     data = str(nets.save_npz(tmp_path / "samples.npz"))
-    made = prune(net, tmp_path / "p.onnx", PruneOptions(sparsity=0.5, data=data, max_drop=50), listener)
+    made = prune(net, tmp_path / "p.onnx", asked(sparsity=0.5, data=data, max_drop=50), listener)
     found = made.manifest.metrics
     assert (found["pruned"]["weights"], found["pruned"]["kept"], found["sparsity"]) == (WEIGHTS, WEIGHTS / 2, 0.5)
     assert {"accuracy", "accuracy_before", "drop_pp"} <= set(found)
@@ -50,24 +55,24 @@ def test_half_of_the_weights(net: Artifact, tmp_path: Path) -> None:
 
 
 def test_in_each_layer(net: Artifact, tmp_path: Path) -> None:
-    made = prune(net, tmp_path / "p.onnx", PruneOptions(keep=10, scope=Scope.LAYER))
+    made = prune(net, tmp_path / "p.onnx", asked(keep=10, scope=Scope.LAYER))
     assert made.manifest.metrics["pruned"]["kept"] == 30
 
 
 def test_the_same_again_gives_the_same_bytes(net: Artifact, tmp_path: Path) -> None:
-    options = PruneOptions(threshold=0.1)
+    options = asked(threshold=0.1)
     assert prune(net, tmp_path / "a.onnx", options).digest == prune(net, tmp_path / "b.onnx", options).digest
 
 
 def test_nothing_to_zero_changes_nothing(net: Artifact, tmp_path: Path) -> None:
-    assert prune(net, tmp_path / "p.onnx", PruneOptions(sparsity=0)).digest == net.digest
+    assert prune(net, tmp_path / "p.onnx", asked(sparsity=0)).digest == net.digest
 
 
 def test_too_large_a_loss_is_not_written(net: Artifact, tmp_path: Path) -> None:
     data = str(nets.save_npz(tmp_path / "samples.npz"))
     before = names(tmp_path)
     with pytest.raises(CheckFailed, match=r"p\.onnx: not accepted: the result loses"):
-        prune(net, tmp_path / "p.onnx", PruneOptions(keep=0, data=data, max_drop=1))
+        prune(net, tmp_path / "p.onnx", asked(keep=0, data=data, max_drop=1))
     assert names(tmp_path) == before
 
 
@@ -79,15 +84,15 @@ def test_exactly_one_way_is_named() -> None:
 
 def test_what_can_not_be_pruned(net: Artifact, tmp_path: Path) -> None:
     quantized = quantize(net, tmp_path / "q.onnx", QuantizeOptions())
-    small = prune(quantized, tmp_path / "p.onnx", PruneOptions(sparsity=0.5))  # the first convolution is still in float
+    small = prune(quantized, tmp_path / "p.onnx", asked(sparsity=0.5))  # the first convolution is still in float
     assert small.manifest.metrics["pruned"]["weights"] == 72
     weightless = nets.model_of([onnx.helper.make_node("Relu", ["x"], ["logits"])], {}, ["n", 2], ["n", 2])
     relu = Artifact.open(nets.save(weightless, tmp_path / "relu.onnx"))
     with pytest.raises(UnsupportedError, match="has no float weights of rank 2 or more: nothing to prune"):
-        prune(relu, tmp_path / "none.onnx", PruneOptions(sparsity=0.5))
+        prune(relu, tmp_path / "none.onnx", asked(sparsity=0.5))
     model = nets.linear()
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.full((4, 64), np.nan, np.float32), "w"))
     broken = Artifact.open(nets.save(model, tmp_path / "nan.onnx"))
     with pytest.raises(ArtifactError, match="weight 'w' holds NaN"):
-        prune(broken, tmp_path / "none.onnx", PruneOptions(sparsity=0.5))
+        prune(broken, tmp_path / "none.onnx", asked(sparsity=0.5))
     assert not (tmp_path / "none.onnx").exists()
