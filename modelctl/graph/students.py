@@ -11,6 +11,7 @@ from modelctl.manifest import TensorSpec
 
 LARGEST_MAP = 8  # height and width are halved until the map that is flattened is no larger than this
 LIMIT_WIDTH = 1 << 14
+BLOCK = 16  # channels that onnxruntime computes at once with AVX-512; a width between two blocks pays for the upper one
 
 
 def plain(inputs: tuple[TensorSpec, ...], classes: int, size: int) -> tuple[nn.Module, dict[str, Any]]:
@@ -31,14 +32,12 @@ def plain(inputs: tuple[TensorSpec, ...], classes: int, size: int) -> tuple[nn.M
         raise UnsupportedError(
             f"a plain student takes floats of a fixed shape, the teacher takes {told}", "--student module:factory"
         )
-    image = len(sizes) == 3 and min(sizes[1:]) >= 2
-    build: Callable[[int], nn.Module] = (
-        (lambda width: _cnn(sizes, classes, width)) if image else (lambda width: _mlp(sizes, classes, width))
-    )
-    width = _widest(build, size)
-    module = build(width)
+    if len(sizes) == 3 and min(sizes[1:]) >= 2:
+        kind, module = "cnn", _widest_cnn(sizes, classes, size)
+    else:
+        kind, module = "mlp", _mlp(sizes, classes, _widest(lambda width: _mlp(sizes, classes, width), size))
     widths = [len(part.weight) for part in module.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
-    return module, {"student": "cnn" if image else "mlp", "widths": widths, "parameters": parameters(module)}
+    return module, {"student": kind, "widths": widths, "parameters": parameters(module)}
 
 
 def parameters(module: nn.Module) -> int:
@@ -66,17 +65,27 @@ def _widest(build: Callable[[int], nn.Module], size: int) -> int:
     return low
 
 
-def _cnn(sizes: tuple[int, ...], classes: int, width: int) -> nn.Module:
-    """Convolutions of `width` and twice that, each followed by batch norm, the map halved until it is small."""
-    channels, height, given = sizes
+def _widest_cnn(sizes: tuple[int, ...], classes: int, size: int) -> nn.Module:
+    """Convolutions as wide as they may be; what is left over by rounding to whole blocks goes to the last one."""
+    width = _whole(_widest(lambda width: _cnn(sizes, classes, width, 2 * width), size))
+    return _cnn(sizes, classes, width, _whole(_widest(lambda last: _cnn(sizes, classes, width, last), size)))
+
+
+def _whole(width: int) -> int:
+    return width - width % BLOCK if width > BLOCK else width
+
+
+def _cnn(sizes: tuple[int, ...], classes: int, width: int, last: int) -> nn.Module:
+    """Convolutions of `width`, twice that, and `last`, each with batch norm, the map halved until it is small."""
+    channels, height, breadth = sizes
     parts: list[nn.Module] = [nn.BatchNorm2d(channels)]
     before, halvings = channels, 0
-    while min(height, given) >= 2 and (max(height, given) > LARGEST_MAP or halvings == 0):
+    while min(height, breadth) >= 2 and (max(height, breadth) > LARGEST_MAP or halvings == 0):
         after = width if halvings == 0 else 2 * width
         parts += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
-        before, height, given, halvings = after, height // 2, given // 2, halvings + 1
-    parts += [nn.Conv2d(before, 2 * width, 3, padding=1, bias=False), nn.BatchNorm2d(2 * width), nn.ReLU()]
-    return nn.Sequential(*parts, nn.Flatten(), nn.Linear(2 * width * height * given, classes))
+        before, height, breadth, halvings = after, height // 2, breadth // 2, halvings + 1
+    parts += [nn.Conv2d(before, last, 3, padding=1, bias=False), nn.BatchNorm2d(last), nn.ReLU()]
+    return nn.Sequential(*parts, nn.Flatten(), nn.Linear(last * height * breadth, classes))
 
 
 def _mlp(sizes: tuple[int, ...], classes: int, width: int) -> nn.Module:
