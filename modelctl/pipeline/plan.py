@@ -43,7 +43,8 @@ from modelctl.options import (
 )
 
 LIMIT_BYTES = 1 << 20
-_KEYS = ("keys", "key", "recipients", "identities", "key_file")  # options that name a key: a path or env:NAME
+# Options that name a key, a path or env:NAME, and what type of key `keygen` would make for them.
+_KEYS = {"key": "ed25519", "keys": "ed25519", "recipients": "rsa", "identities": "rsa", "key_file": "aes"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,15 +163,19 @@ def checked(told: PipelineFile, path: Path, given: Options) -> list[PlannedStep]
 
 
 def located(error: ModelctlError, path: Path, number: int, run: str) -> ModelctlError:
-    """The same error, saying which step of which file it comes from, and in that file's words: keys, not flags."""
-    message, hint = error.message, error.hint
+    """The same error, saying which step of which file it comes from, and in that file's words: keys, not flags.
+
+    A hint that is a command of its own stays as it is.
+    """
+    message, hint, own = error.message, error.hint, (error.hint or "").startswith(("modelctl ", "pip "))
     for name, mark in knobs(KINDS[run].options).items():
         for flag in mark.flag_of(name).split("/"):
             message = re.sub(rf"{flag} (\S+): must", rf"{name}: \1 must", message)
             message = re.sub(rf"{flag}(?![\w-])", name, message)
-            hint = hint and re.sub(rf"{flag} ([\d.]+)$", rf"{name} = \1", hint)
-            hint = hint and re.sub(rf"{flag} ([^\s-]\S*)", rf'{name} = "\1"', hint)
-            hint = hint and re.sub(rf"{flag}(?![\w-])", f"{name} = true", hint)
+            if hint and not own:
+                hint = re.sub(rf"{flag} ([\d.]+)$", rf"{name} = \1", hint)
+                hint = re.sub(rf"{flag} ([^\s-]\S*)", rf'{name} = "\1"', hint)
+                hint = re.sub(rf"{flag}(?![\w-])", f"{name} = true", hint)
     return type(error)(f"{path}: step {number} ({run}): {message}", hint)
 
 
@@ -271,7 +276,8 @@ def _check_there(path: Path, written: Iterable[Path], name: str = "from") -> Non
 
 def _check_option(name: str, mark: Knob, value: Any, written: Mapping[Path, PlannedStep]) -> None:
     if isinstance(value, Path):
-        _check_there(value, written, name)
+        if not value.is_dir():
+            _check_there(value, written, name)
     elif mark.remembered is Remembered.DATA:
         record.DataRef.parse(value)
     elif mark.remembered is Remembered.FACTORY:
@@ -280,7 +286,7 @@ def _check_option(name: str, mark: Knob, value: Any, written: Mapping[Path, Plan
         if value.removeprefix("env:") not in os.environ:
             raise UsageError(f"{name}: the environment has no {value.removeprefix('env:')}")
     elif name in _KEYS and not Path(value).is_file():
-        raise UsageError(f"{name}: {value}: no such file", f"modelctl keygen -o {_private(value)}")
+        raise UsageError(f"{name}: {value}: no such file", f"modelctl keygen -o {_private(value)} --type {_KEYS[name]}")
 
 
 def _private(name: str) -> str:
