@@ -18,13 +18,13 @@ from modelctl.progress import Progress, silent
 if TYPE_CHECKING:
     from modelctl.formats.program import Traced
 
+LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime")
+
 
 def origin(model: Artifact, options: DistillOptions) -> Origin:
     """What the student is made from: the teacher, and the samples and code that the options name."""
-    if model.manifest.format != "onnx":
-        hint = f"modelctl export {model.path} -o {model.name}.onnx"
-        raise UnsupportedError(f"{model.path}: distill reads onnx, this is {model.manifest.format}", hint)
-    return Origin("distill", options, (model,), {}, ("torch", "onnx", "onnxscript", "onnxruntime"))
+    onnx_format.refuse_other(model.manifest.format, model.path, "distill")
+    return Origin("distill", options, (model,), libraries=LIBRARIES)
 
 
 def distill(model: Artifact, out: Path, options: DistillOptions, progress: Progress = silent) -> Artifact:

@@ -1,5 +1,7 @@
 """Distilling: a student that is smaller, taught, measured, reproducible; or nothing at all."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -220,4 +222,14 @@ def test_command_says_what_is_missing(here: Path, capsys: pytest.CaptureFixture[
     assert "exactly one of --student, --student-size" in capsys.readouterr().err
     command = ["distill", "teacher.onnx", "-o", "s.onnx", "--data", "samples.npz", "--student-size", "100", "--dry-run"]
     assert status_of(command) == 0
+    assert not (here / "s.onnx").exists()
+
+
+def test_missing_torch_is_told_with_its_extra(here: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; from modelctl.cli.main import main; main()"
+    command = ["distill", "teacher.onnx", "-o", "s.onnx", "--data", "samples.npz", "--student-size", "100"]
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "distill needs torch, which is not installed" in done.stderr
+    assert "modelctl: hint: pip install 'modelctl[torch]'" in done.stderr
     assert not (here / "s.onnx").exists()
