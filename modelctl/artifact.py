@@ -261,6 +261,7 @@ def create(out: Path, origin: Origin) -> Iterator[Draft]:
     The draft begins with the first parent's inputs, outputs and processing. UsageError before any work when `out` can't
     be the name of an artifact or may not be written, see `check_out`.
     """
+    made_by = origin.made_by  # now: a file that changes while the step runs is remembered as the step found it
     with stage(out.parent, out.name, lambda: check_out(out, origin)) as staged:
         draft = Draft(staged.folder / out.name)
         if origin.parents:
@@ -268,7 +269,8 @@ def create(out: Path, origin: Origin) -> Iterator[Draft]:
             draft.inputs, draft.outputs = first.inputs, first.outputs
             draft.preprocess, draft.postprocess = first.preprocess, first.postprocess
         yield draft
-        made = _described(out, origin, draft, _hashed(staged.folder, out.name, draft.known))
+        made_by = msgspec.structs.replace(made_by, choices=draft.choices)
+        made = _described(out, origin, made_by, draft, _hashed(staged.folder, out.name, draft.known))
         sidecar = staged.folder / (out.name + manifest.SUFFIX)
         sidecar.write_bytes(made.text().encode())
         manifest.parse(sidecar.read_bytes(), str(manifest_path(out)))  # what is written can be read
@@ -276,8 +278,7 @@ def create(out: Path, origin: Origin) -> Iterator[Draft]:
         staged.commit(names, sidecar.name, stale=lambda: _replaced(out, origin, names))
 
 
-def _described(out: Path, origin: Origin, draft: Draft, files: tuple[FileEntry, ...]) -> Manifest:
-    made_by = msgspec.structs.replace(origin.made_by, choices=draft.choices)
+def _described(out: Path, origin: Origin, made_by: Step, draft: Draft, files: tuple[FileEntry, ...]) -> Manifest:
     made = Manifest(
         name=model_name(out),
         format=format_of(out),

@@ -10,9 +10,10 @@ import pytest
 from artifacts import make, names, origin_of, root
 
 from modelctl import manifest
-from modelctl.artifact import Artifact, check_out, create, format_of, manifest_path, model_name
+from modelctl.artifact import Artifact, Origin, check_out, create, format_of, manifest_path, model_name
 from modelctl.errors import ArtifactError, IntegrityError, UsageError
 from modelctl.manifest import Encryption, TensorSpec
+from modelctl.options import DistillOptions
 
 
 def test_names_and_formats_come_from_suffixes() -> None:
@@ -301,6 +302,39 @@ def test_is_current_asks_for_everything_but_metrics(tmp_path: Path, monkeypatch:
         file.write_bytes(before)
         assert current()
     (tmp_path / "b.onnx.data").unlink()
+    assert not current()
+
+
+def test_what_changes_while_the_step_runs_is_remembered_as_it_was_found(tmp_path: Path) -> None:
+    model = root(tmp_path)
+    data = tmp_path / "set.npz"
+    data.write_bytes(b"one")
+    with create(tmp_path / "b.onnx", origin_of(model, data=str(data))) as draft:
+        draft.path.write_bytes(b"made")
+        data.write_bytes(b"two")
+    assert not origin_of(model, data=str(data)).is_current(tmp_path / "b.onnx")
+    data.write_bytes(b"one")
+    assert origin_of(model, data=str(data)).is_current(tmp_path / "b.onnx")
+
+
+def test_changed_code_of_a_factory_is_not_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = root(tmp_path)
+    (tmp_path / "set.npz").write_bytes(b"one")
+    (tmp_path / "net.py").write_text("import layers")
+    (tmp_path / "layers.py").write_text("WIDTH = 1")
+    options = DistillOptions(student="net:make", data="set.npz")
+    make(tmp_path / "b.onnx", Origin("distill", options, (model,)))
+
+    def current() -> bool:
+        return Origin("distill", options, (model,)).is_current(tmp_path / "b.onnx")
+
+    assert current()
+    (tmp_path / "layers.py").write_text("WIDTH = 2")
+    assert not current()
+    (tmp_path / "layers.py").write_text("WIDTH = 1")
+    assert current()
+    (tmp_path / "net.py").unlink()
     assert not current()
 
 
