@@ -7,15 +7,19 @@ import contextlib
 import inspect
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import NameFixPass, OutputFixPass
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
@@ -26,7 +30,10 @@ from modelctl.manifest import TensorSpec
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 Call = Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]]  # one value an input → args, kwargs
 
-TORCHLIB_OPSET = 18  # torch translates to this one or above
+# What torch says of a dimension that was to be free (torch/fx/experimental/symbolic_shapes.py).
+_FIXED = re.compile(
+    r"You marked (?P<place>\S+) as dynamic but your code specialized it to be a constant \((?P<size>\d+)\)"
+)
 
 
 @contextlib.contextmanager
@@ -35,7 +42,8 @@ def quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        silence = io.StringIO()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -80,8 +88,8 @@ class Traced:
 
 def _array(leaf: torch.Tensor) -> np.ndarray[Any, Any]:
     if leaf.dtype == torch.bfloat16:
-        leaf = leaf.float()
-    array: np.ndarray[Any, Any] = leaf.detach().cpu().resolve_conj().numpy()
+        return _array(leaf.contiguous().view(torch.int16)).view(ml_dtypes.bfloat16)
+    array: np.ndarray[Any, Any] = leaf.detach().cpu().resolve_conj().resolve_neg().numpy()
     return array
 
 
@@ -134,12 +142,13 @@ def trace(model: Traced, sizes: Mapping[str, int]) -> ExportedProgram:
         with AuthorsCode(f"{model.name}: can't be traced", UnsupportedError), quiet():
             return torch.export.export(model.module, args, kwargs, dynamic_shapes=dynamic, strict=False)
     except UnsupportedError as error:
-        text = str(error.__cause__)
-        if "Constraints violated" in text or "specialized" in text or "but your code" in text:
-            free = ", ".join(sorted(sizes))
-            message = f"{model.name}: a free dimension ({free}) is not free: the code fixes its size"
-            raise CheckFailed(message, "give that dimension its size in --input") from error.__cause__
-        raise
+        found = _FIXED.search(str(error.__cause__))
+        if found is None:
+            raise
+        size = found["size"]
+        word = next((name for name, real in sizes.items() if str(real) == size), found["place"])
+        message = f"{model.name}: the dimension {word!r} was to be free, but torch can trace it at {size} only"
+        raise CheckFailed(message, f"write its size in place of {word}") from error.__cause__
 
 
 def _example(spec: TensorSpec, sizes: Mapping[str, int], generator: torch.Generator) -> torch.Tensor:
@@ -153,18 +162,15 @@ def _example(spec: TensorSpec, sizes: Mapping[str, int], generator: torch.Genera
 def to_onnx(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str], opset: int) -> onnx.ModelProto:
     """The program as torch translates it, not yet folded or cleaned; UnsupportedError for what ONNX has no word for."""
     with AuthorsCode("torch can't write this model as ONNX", UnsupportedError), quiet():
-        made = torch.onnx.export(
-            program,
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-            opset_version=opset,
-            input_names=list(inputs),
-            output_names=list(outputs),
-        )
+        made = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, opset_version=opset)
         assert made is not None
-        model: onnx.ModelProto = made.model_proto
-    return model
+    model = made.model
+    OutputFixPass()(model)  # what is input and output at once can have one name only
+    for values, names in ((model.graph.inputs, inputs), (model.graph.outputs, outputs)):
+        for value, name in zip(values, names, strict=True):
+            value.name = name
+    NameFixPass()(model)
+    return ir.serde.serialize_model(model)
 
 
 def refuse_training(program: ExportedProgram, name: str) -> None:

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
-from modelctl.errors import CheckFailed, DataError
-from modelctl.graph.signature import batch_dimension, free_dimensions
+from modelctl.errors import CheckFailed, DataError, UnsupportedError
+from modelctl.graph.signature import DTYPES, batch_dimension, free_dimensions
 from modelctl.manifest import TensorSpec
 from modelctl.progress import Progress, silent
 
@@ -49,6 +50,8 @@ def draw(inputs: Sequence[TensorSpec], sizes: Mapping[str, int], seed: Sequence[
     drawn: dict[str, Array] = {}
     for spec in inputs:
         shape = tuple(sizes[size] if isinstance(size, str) else size for size in spec.shape)
+        if spec.dtype not in DTYPES:
+            raise UnsupportedError(f"input {spec.name!r} is {spec.dtype}, of which no samples can be drawn")
         dtype = np.dtype(spec.dtype)
         if dtype.kind == "f":
             values = random.random(shape) if seed[-1] % 3 == 2 else random.standard_normal(shape)
@@ -201,7 +204,7 @@ def _check_form(wanted: Mapping[str, Array], found: Mapping[str, Array], label: 
             raise CheckFailed(f"{where} is {other.dtype}, the source gives {one.dtype}")
         if one.shape != other.shape:
             raise CheckFailed(f"{where} has shape {list(other.shape)}, the source gives {list(one.shape)}")
-        if one.dtype.kind != "f":
+        if not _eps(one.dtype):
             continue
         for word, test in (("NaN", np.isnan), ("infinity", np.isposinf), ("minus infinity", np.isneginf)):
             if not np.array_equal(test(one), test(other)):
@@ -246,6 +249,8 @@ class _Judge:
 
     def _allowed(self, rows: list[Array], seen: _Seen) -> float:
         """How far off an output may be; and note whether it varies and whether there is a number in it."""
+        if len({row.shape[1:] for row in rows}) > 1:  # samples lie along another axis, or make more or fewer elements
+            rows = [row.reshape(-1, 1) for row in rows]
         values = np.concatenate(rows).astype(np.float64)
         good = np.isfinite(values)
         seen.finite |= bool(good.any()) or not values.size
@@ -254,19 +259,18 @@ class _Judge:
         values = np.where(good, values, 0.0)
         largest = float(np.abs(values).max())
         spread = float(np.sqrt(values.var(axis=0).mean()))
-        kind = rows[0].dtype
-        eps = float(np.finfo(kind).eps) if kind.kind == "f" else 0.0
+        eps = _eps(rows[0].dtype)
         apart = float(np.ptp(values, axis=0).max())
         # What differs by no more than rounding does not vary.
         seen.varies |= apart > 4 * eps * largest
-        if kind.kind != "f":
+        if not eps:
             return 0.0
         return self.tolerance.atol + max(self.tolerance.rtol, 4 * eps) * spread + 2 * eps * largest
 
     def _compare(self, key: str, wanted: Array, found: Array, allowed: float, label: str, seen: _Seen) -> None:
         if not wanted.size:
             return
-        good = np.isfinite(wanted) if wanted.dtype.kind == "f" else np.ones(wanted.shape, bool)
+        good = np.isfinite(wanted)
         apart = np.abs(wanted.astype(np.float64) - found.astype(np.float64), where=good, out=np.zeros(wanted.shape))
         difference = float(apart.max())
         if difference > allowed:
@@ -276,7 +280,7 @@ class _Judge:
             )
         if difference >= seen.difference:
             seen.difference, seen.allowed = difference, allowed
-        if wanted.dtype.kind == "f" and wanted.ndim == 2 and wanted.shape[1] > 1:
+        if _eps(wanted.dtype) and wanted.ndim == 2 and wanted.shape[1] > 1:
             seen.agreed += int((wanted.argmax(1) == found.argmax(1)).sum())
             seen.answers += len(wanted)
 
@@ -304,6 +308,12 @@ class _Judge:
         if vacuous:
             facts["vacuous"] = vacuous
         return facts
+
+
+def _eps(dtype: np.dtype[Any]) -> float:
+    """The step from 1 to the next number of a float type; 0 for integers and booleans."""
+    finfo: Any = ml_dtypes.finfo
+    return float(finfo(dtype).eps) if dtype.kind == "f" or dtype == ml_dtypes.bfloat16 else 0.0
 
 
 def _count(feeds: Arrays) -> int:

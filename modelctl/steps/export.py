@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from modelctl import digests, record
-from modelctl.artifact import Artifact, Origin, Payload, create, format_of
+from modelctl import record
+from modelctl.artifact import Artifact, Origin, create, format_of
 from modelctl.data import open_data
 from modelctl.errors import UnsupportedError, UsageError, missing_extra
 from modelctl.formats import onnx as onnx_format
 from modelctl.graph import clean, measure, parity
 from modelctl.graph.session import Session
 from modelctl.graph.signature import EXAMPLE, agree, parse_inputs
-from modelctl.manifest import FileEntry, Manifest, TensorSpec
+from modelctl.manifest import TensorSpec
 from modelctl.options import ExportOptions
 from modelctl.progress import Progress, silent
 
@@ -90,7 +90,7 @@ def export(source: Source, out: Path, options: ExportOptions, progress: Progress
             else _translated(source, made_from, options, progress)
         )
         onnx_format.save(found.model, draft.path)
-        payload = _payload(draft.path)
+        payload = onnx_format.written(draft.path)
         session = Session(payload, options.thread_count())
         draft.inputs, draft.outputs = session.inputs, session.outputs
         draft.metrics = measure.describe(payload) | {"parity": _prove(found, session, out.name, options, progress)}
@@ -114,14 +114,6 @@ def _refuse_losing(out: Path, made_from: Origin) -> None:
         for entry in parent.manifest.files:
             if parent.file(entry).resolve() in written:
                 raise UsageError(f"{out}: would be written over {parent.file(entry)}", "choose another name with -o")
-
-
-def _payload(path: Path) -> Payload:
-    """What was written, in memory, as it will be."""
-    files = {file.name: file.read_bytes() for file in sorted(path.parent.iterdir())}
-    entries = [FileEntry(path=name, size=len(data), sha256=digests.of_bytes(data)) for name, data in files.items()]
-    first = sorted(entries, key=lambda entry: entry.path != path.name)
-    return Payload(Manifest(name=path.stem, format="onnx", files=tuple(first)), files)
 
 
 def _prove(found: _Found, candidate: Session, name: str, options: ExportOptions, progress: Progress) -> dict[str, Any]:
@@ -185,9 +177,13 @@ def _translated(source: Source, made_from: Origin, options: ExportOptions, progr
 
 def _built(source: Source, made_from: Origin, options: ExportOptions, progress: Progress) -> "Traced":
     """What the factory returns, with the weights in it, in evaluation mode."""
+    import torch
+
     from modelctl.formats import checkpoint, factory, program
 
-    module, home = factory.build(source.text)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)  # so that a model without weights is the same each time
+        module, home = factory.build(source.text)
     program.check_module(module, source.text)
     if made_from.parents:
         checkpoint.fill(module, made_from.parents[0], options.unsafe_pickle)

@@ -1,4 +1,5 @@
-"""Models as an author would write them, in a folder of their own."""
+# mypy: ignore-errors
+"""Models as an author would write them, without annotations, in a folder of their own."""
 
 # SECRETS of the author, none of which may be found in what is exported: this comment, paths, names of functions
 import torch
@@ -73,6 +74,24 @@ class Dead(nn.Module):
 class Dropping(nn.Module):
     def forward(self, x):
         return nn.functional.dropout(x, 0.5)
+
+
+class Passing(nn.Module):
+    """What comes in goes out, twice, once as one row."""
+
+    def forward(self, x):
+        return x, x, (x * 2).flatten()
+
+
+class Brain(nn.Module):
+    """bfloat16 comes out."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.dense(x).bfloat16()
 
 
 class Random(nn.Module):

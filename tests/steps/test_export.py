@@ -151,6 +151,27 @@ def test_two_inputs_share_a_free_dimension_and_outputs_are_numbered(tmp_path: Pa
     assert onnx.load(made.path).opset_import[0].version == 18
 
 
+def test_inputs_that_are_outputs_keep_their_names(tmp_path: Path) -> None:
+    made = exported("nets:Passing", tmp_path / "a.onnx", inputs=(MLP,))
+    assert [spec.name for spec in made.manifest.inputs] == ["x"]
+    assert [spec.shape for spec in made.manifest.outputs] == [("batch", 4), ("batch", 4), ("4*batch",)]
+
+
+def test_bfloat16_outputs_are_compared_as_such(tmp_path: Path) -> None:
+    made = exported("nets:Brain", tmp_path / "a.onnx", inputs=(MLP,))
+    assert made.manifest.outputs[0].dtype == "bfloat16"
+
+
+def test_large_weights_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelctl.formats.onnx.INLINE_LIMIT_BYTES", 100)
+    monkeypatch.setattr("modelctl.formats.onnx.ALIGNMENT_BYTES", 16)
+    made = exported("nets:mlp", tmp_path / "a.onnx", inputs=(MLP,))
+    assert [entry.path for entry in made.manifest.files] == ["a.onnx", "a.onnx.data"]
+    again = exported(str(made.path), tmp_path / "b.onnx")
+    assert again.manifest.metrics["parity"]["max_difference"] == 0
+    assert [record.format for record in again.manifest.history()] == ["onnx", "onnx"]
+
+
 def test_inputs_may_be_called_otherwise_than_the_parameters(tmp_path: Path) -> None:
     made = exported("nets:mlp", tmp_path / "a.onnx", inputs=("features:float32[rows,4]",), weights=Path("mlp.pt"))
     assert [(spec.name, spec.shape) for spec in made.manifest.inputs] == [("features", ("rows", 4))]
@@ -160,6 +181,11 @@ def test_example_inputs_of_the_author_stand_in_for_input(tmp_path: Path) -> None
     made = exported("nets:Shown", tmp_path / "a.onnx")
     assert [(spec.name, spec.shape) for spec in made.manifest.inputs] == [("x", ("batch", 4))]
     assert made.manifest.lineage == ()
+
+
+def test_a_model_without_weights_is_the_same_each_time(tmp_path: Path) -> None:
+    one, other = (exported("nets:Mlp", tmp_path / name, inputs=(MLP,)) for name in ("a.onnx", "b.onnx"))
+    assert one.digest == other.digest
 
 
 def test_parity_is_checked_on_the_users_samples_too(tmp_path: Path) -> None:
