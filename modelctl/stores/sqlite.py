@@ -1,8 +1,9 @@
 """`sqlite:///models.db`: a store in one SQLite file, three slashes for a relative path, four for an absolute one.
 
-Tables: `objects` (id, key); `rows` (object, number, data), an object's bytes in rows of at most 4 MiB; `refs` (name,
-tag, number, value), to which rows are only ever added. Pages of 64 KiB, write-ahead log, `application_id` "MCTL",
-`user_version` 1. A new file is made whole under another name and linked into place, so there is never half a store.
+Tables: `objects` (id, key); `rows` (object, number, data), an object's bytes in rows of at most 4 MiB, one for each
+piece written; `refs` (name, tag, number, value), to which rows are only ever added. Pages of 64 KiB, write-ahead log,
+`application_id` "MCTL", `user_version` 1. A new file is made whole under another name and linked into place, so there
+is never half a store.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from typing import Any
 
 from modelctl.errors import StoreError, UsageError
 from modelctl.stores.ref import data_folder
-from modelctl.stores.store import PIECE_BYTES, MissingStoreError
+from modelctl.stores.store import MOST_PIECE_BYTES, MissingStoreError
 
 MAGIC = b"SQLite format 3\0"
 APPLICATION_ID = int.from_bytes(b"MCTL", "big")
@@ -121,7 +122,7 @@ class SqliteStore:
             self._db = sqlite3.connect(where, BUSY_S, isolation_level=None, check_same_thread=False, uri=True)
         try:
             with _told(path):
-                self._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 2 * PIECE_BYTES)
+                self._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 2 * MOST_PIECE_BYTES)
                 self._db.execute("PRAGMA trusted_schema = OFF")
                 # Cheap for objects; the move of a ref syncs, and with it all that was written before.
                 self._db.execute("PRAGMA synchronous = NORMAL")

@@ -11,8 +11,11 @@ from typing import Protocol
 
 from modelctl.errors import StoreError, UsageError
 
-PIECE_BYTES = 4 << 20
-"""Objects travel in pieces of at most this many bytes."""
+PIECE_BYTES = 256 << 10
+"""Files are read in pieces of this many bytes: small enough to be hashed and written out of the processor's cache."""
+
+MOST_PIECE_BYTES = 4 << 20
+"""A store may be given, and may give, pieces of up to this many bytes."""
 
 STORES = {
     "sqlite": "modelctl.stores.sqlite",

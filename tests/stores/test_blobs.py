@@ -33,7 +33,7 @@ def get(store: Store, wanted: Content) -> bytes:
     return b"".join(blobs.get(store, wanted))
 
 
-@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 63, 64, 65, 79, 80, 81, 95, 96, 97, 1000])
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 79, 80, 81, 250])
 def test_every_size_around_the_borders_comes_back(store: Store, size: int) -> None:
     data = bytes(index % 251 for index in range(size))
     told: list[int] = []

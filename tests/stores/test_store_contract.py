@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from modelctl.errors import StoreError, UsageError
-from modelctl.stores.store import PIECE_BYTES, Store, open_store
+from modelctl.stores.store import MOST_PIECE_BYTES, Store, open_store
 
 
 def read(store: Store, key: str) -> bytes:
@@ -24,9 +24,9 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def test_objects_come_back_as_they_went_in(store: Store) -> None:
-    store.write("blobs/a", [b"x" * PIECE_BYTES, b"", b"y"])
+    store.write("blobs/a", [b"x" * MOST_PIECE_BYTES, b"", b"y"])
     store.write("blobs/deep/er/b", [])
-    assert read(store, "blobs/a") == b"x" * PIECE_BYTES + b"y"
+    assert read(store, "blobs/a") == b"x" * MOST_PIECE_BYTES + b"y"
     assert read(store, "blobs/deep/er/b") == b""
     assert store.has("blobs/a") and store.has("blobs/deep/er/b") and not store.has("blobs/c")
     with pytest.raises(KeyError):
@@ -35,7 +35,7 @@ def test_objects_come_back_as_they_went_in(store: Store) -> None:
 
 def test_an_object_whose_source_fails_is_not_there(store: Store, url: str) -> None:
     def broken() -> Iterator[bytes]:
-        yield b"x" * PIECE_BYTES
+        yield b"x" * MOST_PIECE_BYTES
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
@@ -211,7 +211,7 @@ def test_a_url_that_makes_no_sense_is_refused_with_a_hint(url: str) -> None:
 def test_a_damaged_sqlite_store_is_one_clear_line(tmp_path: Path) -> None:
     place = tmp_path / "models.db"
     store = open_store(f"sqlite:///{place}", create=True)
-    store.write("a", [b"x" * PIECE_BYTES])
+    store.write("a", [b"x" * MOST_PIECE_BYTES])
     store.close()
     data = bytearray(place.read_bytes())
     data[65536:] = b"\xff" * (len(data) - 65536)

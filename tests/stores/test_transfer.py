@@ -142,8 +142,10 @@ print("done")
 """
 
 
-@pytest.mark.parametrize("when", ["before", "within"])
-@pytest.mark.parametrize("calls", [1, 2, 4, 10, 11, 12])
+@pytest.mark.parametrize(
+    ("calls", "when"),
+    [(1, "within"), (4, "before"), (4, "within"), (10, "within"), (11, "before"), (11, "within"), (12, "before")],
+)
 def test_a_push_that_was_killed_is_taken_up_where_it_was(
     store: Store, ref: Ref, make_artifact: MakeArtifact, calls: int, when: str
 ) -> None:
