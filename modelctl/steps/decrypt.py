@@ -8,6 +8,7 @@ from typing import IO
 from modelctl import artifact, manifest
 from modelctl.artifact import Artifact, format_of
 from modelctl.crypto import envelope, keys
+from modelctl.crypto.contents import Inside
 from modelctl.errors import ArtifactError, UnsupportedError, UsageError
 from modelctl.manifest import FileEntry, Manifest
 from modelctl.options import DecryptOptions
@@ -28,7 +29,7 @@ def decrypt(model: Artifact, out: Path, options: DecryptOptions, progress: Progr
     folder, name = (out, None) if out.is_dir() else (out.parent, out.name)
     opening = keys.opening(options)
     with stage(folder, name or model.name) as staged, contextlib.ExitStack() as held:
-        writing = _Writing(staged, held, name, options.force)
+        writing = _Writing(model.path, staged, held, name, options.force)
         inside = envelope.unseal(model, opening, writing.sink, threads=options.thread_count(), progress=progress)
         writing.appear()
         names = [entry.path for entry in inside.manifest.files]
@@ -40,7 +41,7 @@ def decrypt(model: Artifact, out: Path, options: DecryptOptions, progress: Progr
         (staged.folder / sidecar).write_bytes(inside.manifest_bytes)
         for file in names:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        staged.commit(names, sidecar, stale=lambda: writing.replaced(inside.manifest))
+        staged.commit(names, sidecar, stale=lambda: writing.replaced(inside))
     return Artifact.open(primary)
 
 
@@ -50,8 +51,8 @@ class _Writing:
     A file without a name is gone with its process, even one that is killed and sweeps nothing up after itself.
     """
 
-    def __init__(self, staged: Stage, held: contextlib.ExitStack, name: str | None, force: bool) -> None:
-        self.staged, self.held, self.name, self.force = staged, held, name, force
+    def __init__(self, source: Path, staged: Stage, held: contextlib.ExitStack, name: str | None, force: bool) -> None:
+        self.source, self.staged, self.held, self.name, self.force = source, staged, held, name, force
         self._unnamed: dict[Path, int] = {}
         self._looked = False
 
@@ -79,10 +80,16 @@ class _Writing:
             finally:
                 os.close(folder)
 
-    def replaced(self, described: Manifest) -> list[str]:
+    def replaced(self, inside: Inside) -> list[str]:
         """What an older version left in the way, after a last look whether that may be replaced."""
-        self._refuse(described)
-        return artifact.left_behind(self.staged.target / described.files[0].path)
+        self._refuse(inside.manifest)
+        primary = self.staged.target / inside.manifest.files[0].path
+        signature = artifact.signature_path(primary)
+        if signature.is_file() and not self.force and signature.read_bytes() != inside.signature:
+            raise UsageError(
+                f"{signature}: holds signatures that are not in the sealed file", "add --force to replace it"
+            )
+        return artifact.left_behind(primary)
 
     def _refuse(self, described: Manifest) -> None:
         target = self.staged.target
@@ -95,6 +102,8 @@ class _Writing:
         sidecars = [primary + manifest.SUFFIX, primary + manifest.SIGNATURE_SUFFIX]
         for path in [*(entry.path for entry in described.files), *sidecars]:
             _refuse_place(target, path)
+            if (target / path).exists() and self.source.samefile(target / path):
+                raise UsageError(f"{target / path}: is the input itself; a step leaves its input alone")
             if os.path.lexists(target / path) and not self.force and not self._stands(described):
                 raise UsageError(f"{target / path}: stands already and is another", "add --force to replace it")
 

@@ -141,6 +141,26 @@ def test_what_stands_is_not_lost(sealed: Artifact, out: Path, key_folder: Path, 
     decrypt(sealed, out, by(key_folder))  # the same again is no loss
 
 
+def test_signatures_added_since_are_not_lost(sealed: Artifact, out: Path, key_folder: Path) -> None:
+    plain = decrypt(sealed, out, by(key_folder))
+    sign(plain, SignOptions(key=str(key_folder / "ed2.pem")))
+    before = listing(out)
+    with pytest.raises(UsageError, match="holds signatures that are not in the sealed file"):
+        decrypt(sealed, out, by(key_folder))
+    assert listing(out) == before
+
+
+def test_the_input_itself_is_left_alone(sealed: Artifact, tmp_path: Path, key_folder: Path) -> None:
+    disguised = tmp_path / "away" / "model.onnx.data"
+    disguised.parent.mkdir()
+    disguised.write_bytes(sealed.path.read_bytes())
+    link = tmp_path / "linked.sealed"
+    link.symlink_to(disguised)
+    with pytest.raises(UsageError, match="is the input itself"):
+        decrypt(Artifact.open(link), disguised.parent, by(key_folder, force=True))
+    assert disguised.read_bytes() == sealed.path.read_bytes()
+
+
 def test_nothing_is_written_through_a_link(sealed: Artifact, out: Path, tmp_path: Path, key_folder: Path) -> None:
     away = tmp_path / "away"
     away.write_bytes(b"mine")
