@@ -113,4 +113,4 @@ def _signed_inside(payload: Payload, text: bytes | None, signature: bytes | None
     """What is to be checked of a sealed artifact: the signature that was sealed with it, else the one outside."""
     if payload.signature is None:
         return text, signature
-    return payload.manifest.text().encode(), payload.signature
+    return payload.manifest_bytes, payload.signature
