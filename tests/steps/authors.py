@@ -34,13 +34,13 @@ class Transformer(nn.Module):
     def __init__(self):
         super().__init__()
         self.embedding = nn.Embedding(7, 8)
-        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-        self.head = nn.Linear(8, 5)
+        self.query, self.key, self.value = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.norm, self.drop, self.head = nn.LayerNorm(8), nn.Dropout(0.1), nn.Linear(8, 5)
 
     def forward(self, tokens, mask):
         hidden = self.embedding(tokens) * mask[:, :, None]
-        for _ in range(1):
-            hidden = self.layer(hidden)
+        scores = self.query(hidden) @ self.key(hidden).transpose(1, 2) / 8**0.5
+        hidden = self.norm(hidden + self.drop(scores.softmax(-1) @ self.value(hidden)))
         return {"each": self.head(hidden), "all": self.head(hidden.mean(1))}
 
 
