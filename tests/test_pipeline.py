@@ -131,10 +131,11 @@ def test_failing_step_ends_the_run_with_its_own_error(project: Path) -> None:
     with pytest.raises(IntegrityError, match=r"modelctl.toml: step 1 \(sign\): .*model.onnx"):
         run(project)
     (project / "modelctl.toml").write_text(
-        'model = "model.onnx"\n[[step]]\nrun = "pull"\nfrom = "sqlite:///no.db/a:1"\nout = "x"'
+        'model = "model.onnx"\n[[step]]\nrun = "pull"\nfrom = "sqlite:///no.db/a:1"\nout = "deep/x"'
     )
     with pytest.raises(StoreError, match=r"step 1 \(pull\)"):
         run(project)
+    assert not (project / "deep").exists()
 
 
 def test_working_folder_and_import_path_are_put_back(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +201,7 @@ def test_file_that_is_no_pipeline_is_refused(project: Path, text: str, told: str
         ("verify", 'from = "no.onnx"', "from: no.onnx: no such file, and no step before it writes it"),
         ("sign", 'from = "build"', "from: build: no such file"),
         ("push", "", "to is missing"),
-        ("pull", 'out = "x"', "from is missing"),
+        ("pull", 'out = "deep/x"', "from is missing"),
         ("sign", 'key = "ed.pem"\nto = "x"', "unknown key 'to'"),
     ],
 )

@@ -33,7 +33,7 @@ def run(file: Path, options: Options, progress: Progress = silent, *, dry_run: b
     told = plan.read(file)
     with _inside(file.parent):
         steps = plan.checked(told, file, options)
-        rows = _plan_rows(steps) if dry_run else _run_rows(steps, file, progress)
+        rows = _plan_rows(steps, file) if dry_run else _run_rows(steps, file, progress)
     facts = {"pipeline": str(file), "dry_run": dry_run, "steps": rows}
     return Report(subject=str(file), facts=facts, lines=table(rows))
 
@@ -53,15 +53,22 @@ def _inside(folder: Path) -> Iterator[None]:
 def _run_rows(steps: list[PlannedStep], file: Path, progress: Progress) -> list[Row]:
     rows = []
     for step in steps:
-        try:
+        with _located(file, step):
             rows.append(_run_step(step, progress, f"{step.number} of {len(steps)}"))
-        except ModelctlError as error:
-            raise plan.located(error, file, step.number, step.run) from error
-        except OSError as error:
-            what = (error.strerror or str(error)).lower()
-            message = f"{error.filename}: {what}" if error.filename else what
-            raise plan.located(ModelctlError(message), file, step.number, step.run) from error
     return rows
+
+
+@contextlib.contextmanager
+def _located(file: Path, step: PlannedStep) -> Iterator[None]:
+    """What is raised in this block says in which step of which file."""
+    try:
+        yield
+    except ModelctlError as error:
+        raise plan.located(error, file, step.number, step.run) from error
+    except OSError as error:
+        what = (error.strerror or str(error)).lower()
+        message = f"{error.filename}: {what}" if error.filename else what
+        raise plan.located(ModelctlError(message), file, step.number, step.run) from error
 
 
 def _run_step(step: PlannedStep, progress: Progress, place: str) -> Row:
@@ -69,11 +76,24 @@ def _run_step(step: PlannedStep, progress: Progress, place: str) -> Row:
     source = _open(step)
     if step.out is not None and _is_current(step, module, source):
         return _row(step, "current", Artifact.open(step.out))
-    target = step.out or step.to or step.source
-    progress.note(f"step {place}: {step.run} {target}")
-    if step.out is not None:
-        (step.out if step.run == "pull" else step.out.parent).mkdir(parents=True, exist_ok=True)
-    return _row(step, step.kind.state, _call(plan.forced(step), module, source, progress))
+    progress.note(f"step {place}: {step.run} {step.out or step.to or step.source}")
+    with _folder_of(step):
+        return _row(step, step.kind.state, _call(plan.forced(step), module, source, progress))
+
+
+@contextlib.contextmanager
+def _folder_of(step: PlannedStep) -> Iterator[None]:
+    """The folder that the step writes into is there; what was made of it is gone again if the block fails."""
+    folder = step.out.parent if step.out is not None else Path()
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for one in made:
+            with contextlib.suppress(OSError):
+                one.rmdir()
+        raise
 
 
 def _open(step: PlannedStep) -> Any:
@@ -112,7 +132,7 @@ def _is_opened(sealed: Artifact, out: Path) -> bool:
     return inside is not None and inside.manifest == standing.manifest_sha256
 
 
-def _plan_rows(steps: list[PlannedStep]) -> list[Row]:
+def _plan_rows(steps: list[PlannedStep], file: Path) -> list[Row]:
     """What a run would do; a step that reads what is stale is stale itself."""
     rows: list[Row] = []
     stale: set[Path] = set()
@@ -124,7 +144,8 @@ def _plan_rows(steps: list[PlannedStep]) -> list[Row]:
             continue
         waits = any(path in stale or stale & set(path.parents) for path in step.reads())
         module = import_module(f"modelctl.steps.{step.run}")
-        current = not waits and _is_current(step, module, _open(step))
+        with _located(file, step):
+            current = not waits and _is_current(step, module, _open(step))
         if step.out is not None and not current:
             stale.add(step.out.resolve())
         rows.append(_row(step, "current" if current else "stale", None))

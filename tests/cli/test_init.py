@@ -13,6 +13,8 @@ import pytest
 
 from modelctl.cli.main import status_of
 from modelctl.data import digits
+from modelctl.options import Options
+from modelctl.pipeline import plan
 
 FILES = {
     ".github/workflows/model.yml",
@@ -52,6 +54,16 @@ def test_project_is_whole_and_carries_its_data(tmp_path: Path, capsys: pytest.Ca
     assert pipeline["step"][0]["out"] == "build/my-demo.onnx"
     assert not any("{{" in (project / name).read_text() for name in FILES)
     assert list(tmp_path.iterdir()) == [project]
+
+
+def test_its_pipeline_is_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert status_of(["init", "-q", str(tmp_path / "demo")]) == 0
+    monkeypatch.chdir(tmp_path / "demo")
+    Path("keys").mkdir()
+    for name in ("weights.pt", "keys/signing.pem", "keys/signing.pub.pem", "keys/release.pub.pem"):
+        Path(name).write_bytes(b"")
+    steps = plan.checked(plan.read(Path("modelctl.toml")), Path("modelctl.toml"), Options())
+    assert [step.number for step in steps] == list(range(1, 9))
 
 
 def test_two_projects_of_one_name_are_the_same_bytes(tmp_path: Path) -> None:
