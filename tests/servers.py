@@ -76,16 +76,17 @@ def lookup(path: Path) -> Path:
     return save(path, nodes, [("x", 7, ["batch"])], [("y", 1, ["batch"])], {"table": table})
 
 
-def slow(path: Path, layers: int = 300) -> Path:
-    """y[batch,256] from x[batch,256] through many layers: some ten milliseconds, so that it has a thread."""
-    w = np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32) / 16
-    nodes = []
-    last = "x"
+def slow(path: Path, layers: int = 20, width: int = 1024) -> Path:
+    """y[batch,256] from x[batch,256] through many layers: some milliseconds, so that it has a thread."""
+    chance = np.random.default_rng(0)
+    sizes = {"first": (256, width), "w": (width, width), "last": (width, 256)}
+    weights = {name: (chance.standard_normal(size) / size[0] ** 0.5).astype(np.float32) for name, size in sizes.items()}
+    nodes = [helper.make_node("MatMul", ["x", "first"], ["a0"])]
     for index in range(layers):
-        nodes += [helper.make_node("MatMul", [last, "w"], [f"a{index}"])]
-        nodes += [helper.make_node("Tanh", [f"a{index}"], [f"b{index}" if index < layers - 1 else "y"])]
-        last = f"b{index}"
-    return save(path, nodes, [("x", 1, ["batch", 256])], [("y", 1, ["batch", 256])], {"w": w})
+        nodes.append(helper.make_node("Tanh", [f"a{index}"], [f"b{index}"]))
+        nodes.append(helper.make_node("MatMul", [f"b{index}", "w"], [f"a{index + 1}"]))
+    nodes.append(helper.make_node("MatMul", [f"a{layers}", "last"], ["y"]))
+    return save(path, nodes, [("x", 1, ["batch", 256])], [("y", 1, ["batch", 256])], weights)
 
 
 def loaded(*sources: Path, **options: Any) -> Models:

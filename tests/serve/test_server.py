@@ -30,7 +30,7 @@ ROWS = np.random.default_rng(1).standard_normal((64, 256)).astype(np.float32)
 @pytest.fixture(scope="module")
 def sluggish(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of some fifty milliseconds."""
-    return servers.slow(tmp_path_factory.mktemp("sluggish") / "sluggish.onnx", layers=2500)
+    return servers.slow(tmp_path_factory.mktemp("sluggish") / "sluggish.onnx", layers=150)
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +242,7 @@ def test_the_end_under_load_breaks_no_answer(zoo: dict[str, Path]) -> None:
 
 
 def test_a_second_request_to_end_is_obeyed_at_once(tmp_path: Path) -> None:
-    model = servers.slow(tmp_path / "m.onnx", layers=2500)
+    model = servers.slow(tmp_path / "m.onnx", layers=150)
     with servers.running([model], "--max-batch", "1") as server:
         for row in range(30):
             threading.Thread(target=_ignored, args=(server, row), daemon=True).start()
