@@ -192,7 +192,7 @@ class DistillOptions(MeasuredOptions):
     temperature: Annotated[float, knob("temperature of the softened answers", low=0.01, high=1000)] = 4.0
     alpha: Annotated[float, knob("weight of the teacher's answers against the labels, 0 to 1", low=0, high=1)] = 0.9
     epochs: Annotated[int, knob("passes over the training samples", low=1)] = 5
-    batch_size: Annotated[int, knob("samples a step", low=1)] = 128
+    batch_size: Annotated[int, knob("samples a step", low=2)] = 128
     optimizer: Annotated[Optimizer, knob("how the student learns: adamw, or sgd with Nesterov momentum")] = (
         Optimizer.ADAMW
     )

@@ -17,8 +17,8 @@ BLOCK = 16  # channels that onnxruntime computes at once with AVX-512; a width b
 def plain(inputs: tuple[TensorSpec, ...], classes: int, size: int) -> tuple[nn.Module, dict[str, Any]]:
     """A student of at most `size` parameters, running statistics included, and what was chosen: kind and widths.
 
-    An image, float [batch, C, H, W], gets convolutions; any other float input is flattened. UnsupportedError when the
-    input is neither, or `size` is below the smallest possible.
+    An image, float32 [batch, C, H, W], gets convolutions; any other float32 input is flattened. UnsupportedError when
+    the input is neither, or `size` is below the smallest possible.
     """
     if len(inputs) != 1:
         names = ", ".join(spec.name for spec in inputs)
@@ -27,10 +27,10 @@ def plain(inputs: tuple[TensorSpec, ...], classes: int, size: int) -> tuple[nn.M
         )
     shape = inputs[0].shape[1:]
     sizes = tuple(one for one in shape if isinstance(one, int))
-    if len(sizes) != len(shape) or not sizes or not inputs[0].dtype.startswith("float"):
+    if len(sizes) != len(shape) or not sizes or inputs[0].dtype != "float32":
         told = f"{inputs[0].dtype}[{','.join(map(str, inputs[0].shape))}]"
         raise UnsupportedError(
-            f"a plain student takes floats of a fixed shape, the teacher takes {told}", "--student module:factory"
+            f"a plain student takes float32 of a fixed shape, the teacher takes {told}", "--student module:factory"
         )
     if len(sizes) == 3 and min(sizes[1:]) >= 2:
         kind, module = "cnn", _widest_cnn(sizes, classes, size)

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from modelctl.data import Samples
 from modelctl.data.samples import Array
-from modelctl.errors import CheckFailed
+from modelctl.errors import CheckFailed, UnsupportedError
 from modelctl.options import Optimizer
 from modelctl.progress import Progress, silent
 
@@ -66,7 +66,7 @@ def fit(
 
     `answer` runs the module on a batch of each of the samples' inputs, in their order. SGD with Nesterov momentum or
     AdamW under a one-cycle schedule (Smith and Topin 2018, arXiv:1708.07120). Call it within `reproducible`.
-    CheckFailed when the loss is not a number any more.
+    CheckFailed when the loss is not a number any more; UnsupportedError when nothing in the module can learn.
     """
     inputs = [torch.from_numpy(np.ascontiguousarray(array)) for array in samples.inputs.values()]
     batches = len(_batches(len(samples), recipe.batch_size))
@@ -78,6 +78,8 @@ def fit(
         losses = []
         for index, rows in enumerate(_batches(len(samples), recipe.batch_size)):
             found = loss(answer([one[rows] for one in inputs]), rows)
+            if not found.requires_grad:
+                raise UnsupportedError("the module's answers don't depend on anything that learns")
             optimizer.zero_grad()
             found.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -99,6 +101,8 @@ def _batches(count: int, size: int) -> list[torch.Tensor]:
 
 def _optimizer(module: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     learned = [one for one in module.parameters() if one.requires_grad]
+    if not learned:
+        raise UnsupportedError("the module has no parameter that learns")
     decay = WEIGHT_DECAY[recipe.optimizer]
     if recipe.optimizer is Optimizer.SGD:
         return torch.optim.SGD(learned, recipe.lr, momentum=MOMENTUM, nesterov=True, weight_decay=decay)

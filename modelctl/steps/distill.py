@@ -53,7 +53,7 @@ def distill(model: Artifact, out: Path, options: DistillOptions, progress: Progr
             student = _student(model, session, logits.shape[1], options, draft)
             _refuse_large(student, teacher, out)
             draft.metrics = {"loss": _teach(student, data, logits, options, progress)}
-            proven = _write(student, draft, options, progress)
+            proven = _write(student, data, draft, options, progress)
         made = onnx_format.written(draft.path)
         taught = Session(made, threads)
         draft.inputs, draft.outputs = taught.inputs, taught.outputs
@@ -82,30 +82,32 @@ def _student(model: Artifact, session: Session, classes: int, options: DistillOp
     from modelctl.formats import factory, program
     from modelctl.graph import students
 
+    chosen: dict[str, Any] = {"student": options.student}
     if options.student is not None:
         module, _ = factory.build(options.student)
         program.check_module(module, options.student)
-        chosen: dict[str, Any] = {"student": options.student, "parameters": students.parameters(module)}
     else:
         assert options.student_size is not None  # the options hold one of the two
         module, chosen = students.plain(session.inputs, classes, options.student_size)
-    draft.choices |= chosen
     name = options.student or f"student of {model.path.name}"
     outputs = (session.outputs[0].name,)
     student = program.Traced(name, module, session.inputs, program.bind(module, session.inputs), outputs)
-    return _checked(student, classes)
+    _check_answers(student, classes)
+    draft.choices |= chosen | {"parameters": students.parameters(module)}
+    return student
 
 
-def _checked(student: "Traced", classes: int) -> "Traced":
+def _check_answers(student: "Traced", classes: int) -> None:
     """UsageError unless the student answers a batch as the teacher does."""
     student.module.eval()
-    sizes = parity.find_sizes(student.run, student.inputs)
-    feeds = parity.draw(student.inputs, sizes, (0, 0))
+    feeds = parity.draw(student.inputs, parity.find_sizes(student.run, student.inputs), (0, 0))
     (found,) = student.run(feeds).values()
     wanted = (len(next(iter(feeds.values()))), classes)
-    if found.shape != wanted:
-        raise UsageError(f"{student.name}: answers {list(found.shape)} where the teacher answers {list(wanted)}")
-    return student
+    if found.shape != wanted or found.dtype != np.float32:
+        told, asked = (
+            f"{kind}[{','.join(map(str, shape))}]" for kind, shape in ((found.dtype, found.shape), ("float32", wanted))
+        )
+        raise UsageError(f"{student.name}: answers {told} where the teacher answers {asked}")
 
 
 def _refuse_large(student: "Traced", teacher: Payload, out: Path) -> None:
@@ -146,7 +148,7 @@ def _teach(student: "Traced", data: Data, logits: Array, options: DistillOptions
     return training.fit(student.module, answer, data.train, loss, recipe, progress)
 
 
-def _write(student: "Traced", draft: Draft, options: DistillOptions, progress: Progress) -> dict[str, Any]:
+def _write(student: "Traced", data: Data, draft: Draft, options: DistillOptions, progress: Progress) -> dict[str, Any]:
     """The taught student as ONNX, and the proof that it is the same model."""
     from modelctl.graph import lower
 
@@ -162,5 +164,6 @@ def _write(student: "Traced", draft: Draft, options: DistillOptions, progress: P
         parity.Tolerance(),
         name=draft.path.name,
         seed=options.seed,
+        samples=data.test.inputs,
         progress=progress,
     )

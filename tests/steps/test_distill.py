@@ -49,6 +49,24 @@ class Failing(Small):
             raise RuntimeError("not today")
         return super().forward(x)
 
+class Whole(Small):
+    def forward(self, x):
+        return super().forward(x).round().long()
+
+class Frozen(Small):
+    def __init__(self):
+        super().__init__()
+        self.requires_grad_(False)
+
+class Detached(Small):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+class Lazy(Small):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.LazyLinear(8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.1), nn.LazyLinear(3))
+
 def text():
     return "no module"
 """
@@ -160,7 +178,7 @@ def test_same_seed_gives_the_same_bytes(school: Path, here: Path) -> None:
 def test_own_student_learns_from_probabilities_without_labels(here: Path) -> None:
     write_teacher(here / "teacher.onnx", last="probabilities")
     np.savez(here / "samples.npz", x=samples()[0])
-    options = replace(OPTIONS, student="pupils:Small", student_size=None)
+    options = replace(OPTIONS, student="pupils:Lazy", student_size=None)
     made = distill(Artifact.open(Path("teacher.onnx")), Path("s.onnx"), options)
     assert made.manifest.metrics["agreement"] > 0.9
     assert "accuracy" not in made.manifest.metrics
@@ -185,7 +203,10 @@ def test_impossible_size_is_refused(here: Path) -> None:
 @pytest.mark.parametrize(
     ("student", "kind", "told"),
     [
-        ("pupils:Narrow", UsageError, r"answers \[3, 2\] where the teacher answers \[3, 3\]"),
+        ("pupils:Narrow", UsageError, r"answers float32\[3,2\] where the teacher answers float32\[3,3\]"),
+        ("pupils:Whole", UsageError, r"answers int64\[3,3\] where"),
+        ("pupils:Frozen", UnsupportedError, "no parameter that learns"),
+        ("pupils:Detached", UnsupportedError, "don't depend on anything that learns"),
         ("pupils:Many", ModelctlError, "names 1 outputs, but forward returns 2"),
         ("pupils:Failing", ModelctlError, "failed in training: pupils.py:.*not today"),
         ("pupils:text", UsageError, "a factory returns a torch.nn.Module"),
