@@ -325,6 +325,15 @@ class EvalOptions(OpeningOptions):
 class ServeOptions(OpeningOptions):
     """`serve`: answers over HTTP."""
 
+    threads: Annotated[
+        int,
+        knob(
+            "threads that one run of a model uses; 0: as many as the container grants",
+            low=0,
+            high=4096,
+            remembered=Remembered.NOT,
+        ),
+    ] = 1
     host: Annotated[str, knob("address to listen on")] = "127.0.0.1"
     port: Annotated[int, knob("port to listen on; 0: any free one", low=0, high=65535)] = 8080
     name: Annotated[str | None, knob("name to serve a single model under; by default its file's")] = None

@@ -21,7 +21,11 @@ def register(app: typer.Typer) -> None:
 
     @command(app, ServeOptions)
     def serve(models: Models, options: ServeOptions, shell: Shell) -> Answer:
-        """Answers over HTTP until Ctrl-C or SIGTERM: Open Inference Protocol, /predict, /metrics."""
+        """Answers over HTTP: Open Inference Protocol, /predict, /metrics.
+
+        Prints `ready URL` once it answers. Ctrl-C or SIGTERM is its normal end, with exit status 0: what was accepted
+        is answered first; a second one ends it at once.
+        """
         from modelctl.serve.models import Models as Served
         from modelctl.serve.server import serve
 

@@ -94,16 +94,18 @@ class Runner:
         return elements <= self._pace.inline_elements
 
     def submit(self, feeds: Tensors, timeout_s: float) -> Job:
-        """Queue one request; `Refused` 429 when too many wait already. Its answer may be cancelled."""
-        if len(self._arrived) + len(self._queued) >= self._max_queue:
-            raise Refused("too many requests are waiting", 429, headers=((b"retry-after", b"1"),))
+        """Queue one request; `Refused` 429 when too many wait for the thread already. Its answer may be cancelled."""
         loop = self._loop or self._start()
         elements = sum(one.size for one in feeds.values())
+        if not self.inline(elements) and len(self._queued) >= self._max_queue:
+            raise Refused("too many requests are waiting", 429, headers=((b"retry-after", b"1"),))
         rows, alike = self._likeness(feeds)
         job = Job(feeds, loop.create_future(), time.perf_counter() + timeout_s, rows, elements, alike)
         self._tally.in_flight += 1
         job.answer.add_done_callback(self._landed)
         if self.inline(elements):
+            if len(self._arrived) >= self._max_queue:
+                self._turn()  # to make room: so small a job is done sooner than refused
             if not self._arrived:
                 loop.call_soon(self._turn)
             self._arrived.append(job)

@@ -112,7 +112,7 @@ class App:
             *answer.headers,
         ]
         if model is not None:
-            headers.append((b"modelctl-model", model.told.encode()))
+            headers.append(model.header)
         if not self.ready:  # the server is about to end: let this connection be the first to
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from modelctl.errors import UnsupportedError, UsageError
 from modelctl.graph.session import Session
@@ -29,15 +30,20 @@ class Model:
     pace: Pace
     tally: Tally = field(default_factory=Tally)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """The digest of the artifact that answers; of the plain one, when it came sealed."""
         return self.manifest.digest
 
-    @property
+    @cached_property
     def told(self) -> str:
         """How answers name their model: `name@sha256:<digest>`."""
         return f"{self.name}@sha256:{self.digest}"
+
+    @cached_property
+    def header(self) -> tuple[bytes, bytes]:
+        """The header that says so."""
+        return b"modelctl-model", self.told.encode()
 
     @property
     def labels(self) -> dict[str, str]:
@@ -108,6 +114,8 @@ def load_all(sources: Sequence[str], options: ServeOptions, progress: Progress =
 def _ready(source: Opened, options: ServeOptions) -> Model:
     """A model that can answer at once."""
     name, payload = options.name or source.name, source.payload
+    if not name.isprintable() or "/" in name:
+        raise UsageError(f"{told(name)}: no name to be served under", "add --name NAME")
     if payload.manifest.format != "onnx":
         kept = payload.manifest.files[0].path
         hint = f"modelctl export {kept} -o {name}.onnx"

@@ -35,7 +35,7 @@ def routes(app: App) -> Iterable[Route]:
     async def chosen(request: Request) -> Answer:
         model = _named(app, request.query)
         answer = await _predict(app, model, request)
-        return answer._replace(headers=((b"modelctl-model", model.told.encode()),))
+        return answer._replace(headers=(model.header,))
 
     names = app.models.names()
     if len(names) == 1 and len(app.models.versions(names[0])) == 1:

@@ -85,6 +85,7 @@ def test_a_port_in_use_is_told_with_a_way_out(model: Path, run: Run) -> None:
         (["digits.onnx", "digits.onnx"], "two models would be served as digits version 1"),
         (["digits.onnx", "--require-signature", "none.pem"], "none.pem: no such"),
         (["empty.onnx"], "empty.onnx"),
+        (["digits.onnx", "--name", "a/b"], "'a/b': no name to be served under"),
         (["digits.onnx", "--max-batch", "0"], "--max-batch 0: must be at least 1"),
         ([], "missing argument"),
     ],

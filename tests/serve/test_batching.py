@@ -126,6 +126,17 @@ def test_a_full_queue_refuses_and_recovers() -> None:
     asyncio.run(go())
 
 
+def test_small_jobs_are_done_rather_than_refused() -> None:
+    model = Doubling()
+
+    async def go() -> None:
+        runner, _ = runner_of(model, FAST, max_batch=4, max_queue=4)
+        found = await answers([runner.submit(rows(one), 10) for one in range(20)])
+        assert [one["y"][0, 0] for one in found] == [2 * one for one in range(20)]
+
+    asyncio.run(go())
+
+
 def test_who_waits_too_long_or_has_gone_is_not_computed() -> None:
     model = Doubling()
 
