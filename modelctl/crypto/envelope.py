@@ -162,7 +162,7 @@ def _in_memory(outer: _Outer, keys: Sequence[OpeningKey], threads: int, progress
     files: dict[str, _Kept] = {}
 
     def sink(_: Manifest, entry: FileEntry) -> IO[bytes]:
-        files[entry.path] = _Kept(entry.size)
+        files[entry.path] = _Kept()
         return files[entry.path]
 
     inside = _checked(outer, keys, sink, threads or granted_threads(), progress)
@@ -171,17 +171,10 @@ def _in_memory(outer: _Outer, keys: Sequence[OpeningKey], threads: int, progress
 
 
 class _Kept(io.BytesIO):
-    """A buffer of its final size from the start, whose bytes are not copied when they are asked for."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        if size:
-            self.seek(size - 1)
-            self.write(b"\0")
-            self.seek(0)
+    """A buffer that can be asked for its bytes, which it does not copy, after the block that filled it."""
 
     def __exit__(self, *_: object) -> None:
-        pass  # stays readable
+        pass
 
 
 def _checked(outer: _Outer, keys: Sequence[OpeningKey], sink: Sink, threads: int, progress: Progress) -> Inside:
