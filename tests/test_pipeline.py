@@ -243,6 +243,22 @@ def test_environment_goes_before_the_file_and_the_flag_before_both(
         plan.checked(told, Path("modelctl.toml"), Options())
 
 
+@pytest.mark.parametrize(
+    ("run", "hint", "told"),
+    [
+        ("quantize", "add --force to replace it", "add force = true to replace it"),
+        ("export", "add --data samples.npz, or --allow-vacuous", 'add data = "samples.npz", or allow_vacuous = true'),
+        ("export", "add --input 'x:float32[batch,1]'", 'add inputs = ["x:float32[batch,1]"]'),
+        ("prune", "--sparsity 0.5", "sparsity = 0.5"),
+        ("distill", "a smaller --lr", "a smaller lr"),
+        ("encrypt", "modelctl keygen -o rsa.pem --force", "modelctl keygen -o rsa.pem --force"),
+        ("sign", None, None),
+    ],
+)
+def test_hint_speaks_the_words_of_the_file(run: str, hint: str | None, told: str | None) -> None:
+    assert plan.located(UsageError("no", hint), Path("modelctl.toml"), 1, run).hint == told
+
+
 def test_missing_extra_is_told_before_anything_runs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     text = '[[step]]\nrun = "export"\nfrom = "net:build"\nout = "a.onnx"\n'

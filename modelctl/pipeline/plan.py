@@ -167,16 +167,27 @@ def located(error: ModelctlError, path: Path, number: int, run: str) -> Modelctl
 
     A hint that is a command of its own stays as it is.
     """
-    message, hint, own = error.message, error.hint, (error.hint or "").startswith(("modelctl ", "pip "))
-    for name, mark in knobs(KINDS[run].options).items():
+    message, hint = error.message, error.hint
+    for name, (kind, mark) in fields_of(KINDS[run].options).items():
         for flag in mark.flag_of(name).split("/"):
             message = re.sub(rf"{flag} (\S+): must", rf"{name}: \1 must", message)
             message = re.sub(rf"{flag}(?![\w-])", name, message)
-            if hint and not own:
-                hint = re.sub(rf"{flag} ([\d.]+)$", rf"{name} = \1", hint)
-                hint = re.sub(rf"{flag} ([^\s-]\S*)", rf'{name} = "\1"', hint)
-                hint = re.sub(rf"{flag}(?![\w-])", f"{name} = true", hint)
+            if hint and not hint.startswith(("modelctl ", "pip ")):
+                hint = _with_key(hint, flag, name, kind)
     return type(error)(f"{path}: step {number} ({run}): {message}", hint)
+
+
+def _with_key(hint: str, flag: str, name: str, kind: Any) -> str:
+    """`--flag value` in a hint as the line of TOML that says the same."""
+
+    def line(found: re.Match[str]) -> str:
+        value = found[1] and found[1].strip("'")
+        if kind is bool or value is None:
+            return f"{name} = true{f' {value}' if value else ''}" if kind is bool else name
+        value = value if re.fullmatch(r"[\d.]+", value) else f'"{value}"'
+        return f"{name} = [{value}]" if get_origin(kind) is tuple else f"{name} = {value}"
+
+    return re.sub(rf"{flag}(?![\w-])(?: ('[^']*'|[^\s,'-][^\s,]*))?", line, hint)
 
 
 def _overridden(run: str, table: dict[str, Any], given: Options) -> dict[str, Any]:
