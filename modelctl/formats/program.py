@@ -24,7 +24,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from modelctl.errors import ArtifactError, CheckFailed, DataError, UnsupportedError, UsageError
-from modelctl.formats.factory import AuthorsCode
+from modelctl.formats.factory import AuthorsCode, told
 from modelctl.manifest import TensorSpec
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
@@ -159,22 +159,33 @@ def _example(spec: TensorSpec, sizes: Mapping[str, int], generator: torch.Genera
     return torch.randint(0, 2, shape, generator=generator).to(dtype)
 
 
-def to_onnx(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str], opset: int) -> onnx.ModelProto:
-    """The program as torch translates it, not yet folded or cleaned; UnsupportedError for what ONNX has no word for."""
-    with AuthorsCode("torch can't write this model as ONNX", UnsupportedError), quiet():
-        made = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, opset_version=opset)
-        assert made is not None
+def to_onnx(
+    program: ExportedProgram, name: str, inputs: Sequence[str], outputs: Sequence[str], opset: int
+) -> onnx.ModelProto:
+    """The program called `name` as torch translates it, not yet folded or cleaned; UnsupportedError for what ONNX has no word for."""
+    what = f"{name}: can't be written as ONNX"
+    try:
+        with AuthorsCode(what, UnsupportedError), quiet():
+            made = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, opset_version=opset)
+    except UnsupportedError as error:
+        first: BaseException = error
+        while first.__cause__ is not None:
+            first = first.__cause__
+        raise UnsupportedError(f"{what}: {told(first)}") from error
+    assert made is not None
     model = made.model
     OutputFixPass()(model)  # what is input and output at once can have one name only
     for values, names in ((model.graph.inputs, inputs), (model.graph.outputs, outputs)):
-        for value, name in zip(values, names, strict=True):
-            value.name = name
+        for value, word in zip(values, names, strict=True):
+            value.name = word
     NameFixPass()(model)
     return ir.serde.serialize_model(model)
 
 
 def refuse_training(program: ExportedProgram, name: str) -> None:
-    """CheckFailed when an operator of the program works as in training: dropout drops, batch norm learns."""
+    """CheckFailed when the program works as in training: dropout drops, batch norm learns, what it holds changes."""
+    hint = "call model.eval() before torch.export, and pass training=self.training"
+    held = program.graph_signature.inputs_to_buffers
     for node in program.graph.nodes:
         schema = getattr(node.target, "_schema", None)
         if node.op != "call_function" or schema is None:
@@ -183,8 +194,11 @@ def refuse_training(program: ExportedProgram, name: str) -> None:
         learns = given.get("running_mean", True) is not None  # without statistics it always works on the batch's own
         if (given.get("train") or given.get("training") or given.get("dropout_p")) and learns:
             operator = schema.name.removeprefix("aten::")
-            message = f"{name}: left in training mode: {operator} works as in training"
-            raise CheckFailed(message, "call model.eval() before torch.export, and pass training=self.training")
+            raise CheckFailed(f"{name}: left in training mode: {operator} works as in training", hint)
+        for one in schema.arguments:
+            written = given.get(one.name) if one.alias_info is not None and one.alias_info.is_write else None
+            if isinstance(written, torch.fx.Node) and written.name in held:
+                raise CheckFailed(f"{name}: left in training mode: it changes its own {held[written.name]!r}", hint)
 
 
 def check_module(module: Any, reference: str) -> None:

@@ -21,7 +21,7 @@ from torch.export.pt2_archive._package import PT2ArchiveReader
 from torch.utils import _pytree as pytree
 
 from modelctl.artifact import Artifact
-from modelctl.errors import ArtifactError, CheckFailed, UnsupportedError
+from modelctl.errors import ArtifactError, UnsupportedError
 from modelctl.formats import pickles
 from modelctl.formats.factory import AuthorsCode
 from modelctl.formats.program import Traced, quiet
@@ -176,12 +176,3 @@ def _limits(lower: Any, upper: Any) -> tuple[int, int | None]:
     """The sizes that a program takes: torch writes 2 as the least where it knows of no least size."""
     low = int(lower) if lower.is_Integer else 0
     return (1 if low <= 2 else low), (int(upper) if upper.is_Integer else None)
-
-
-def refuse_changing(program: ExportedProgram, name: str) -> None:
-    """CheckFailed when the program changes what it holds, as it would in training."""
-    changed = sorted(program.graph_signature.buffers_to_mutate.values())
-    if changed:
-        raise CheckFailed(
-            f"{name}: left in training mode: it changes {changed[0]!r}", "call model.eval() before export"
-        )

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import onnx
 from torch.export import ExportedProgram
 
-from modelctl.errors import CheckFailed
+from modelctl.errors import CheckFailed, UnsupportedError
 from modelctl.formats import program as torch_program
 from modelctl.formats.program import Traced
 from modelctl.graph import clean, parity
@@ -25,9 +25,12 @@ def lower_program(model: Traced, program: ExportedProgram, sizes: Mapping[str, i
     """The same of a program that is traced already."""
     torch_program.refuse_training(program, model.name)
     outputs = list(model.run(parity.draw(model.inputs, sizes, (0, 0))))
-    raw = torch_program.to_onnx(program, [spec.name for spec in model.inputs], outputs, opset)
+    raw = torch_program.to_onnx(program, model.name, [spec.name for spec in model.inputs], outputs, opset)
     with torch_program.quiet():
         made = clean.fold(raw)
+    written = {one.domain: one.version for one in made.opset_import}.get("")
+    if written not in (opset, None):
+        raise UnsupportedError(f"{model.name}: can't be written in opset {opset}", f"--opset {written}")
     fixed = clean.name_dimensions(made, model.inputs)
     if fixed:
         message = f"{model.name}: the dimension {fixed[0]!r} was to be free, but the result has it fixed"

@@ -3,28 +3,23 @@
 Both are functions from arrays by name to arrays by name. They are run on the same fresh random inputs (several seeds,
 distinct tensors), at batch sizes 1, 3 and 8 where the batch is free, at a few values of every other free dimension, and
 on the user's samples where there are any. Names, order, shapes and element types must match, NaN and infinities must
-stand in the same places, and every number must be within
-
-    atol + rtol · spread + 2 ulp(largest)
-
-of the other, where `spread` is the root mean square over an output's elements of their standard deviation over samples.
-An output that is the same for all samples proves nothing; it is called vacuous and refused.
+stand in the same places, and numbers must be close (`graph.closeness` says how close). An output that is the same for
+all samples proves nothing; it is called vacuous and refused.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from modelctl.errors import CheckFailed, DataError, UnsupportedError
+from modelctl.graph.closeness import Array, Arrays, Judge, Setting, Tolerance, step_of
 from modelctl.graph.signature import DTYPES, batch_dimension, free_dimensions
 from modelctl.manifest import TensorSpec
 from modelctl.progress import Progress, silent
 
-Array = np.ndarray[Any, Any]
-Arrays = Mapping[str, Array]
+__all__ = ["Function", "Tolerance", "check", "draw", "find_sizes"]
+
 Function = Callable[[Arrays], Mapping[str, Array]]
 
 BATCHES = (1, 3, 8)
@@ -33,15 +28,6 @@ LIMIT_SAMPLES = 256
 PROBED_BATCH = 3
 # Sizes at which a model with free dimensions beside the batch is first tried: short sequences, then whole images.
 PROBED = (8, 16, 32, 64, 224)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tolerance:
-    """How far apart two answers may be: relative to the spread of the output, and absolute."""
-
-    rtol: float = 1e-4
-    atol: float = 1e-6
-    allow_vacuous: bool = False
 
 
 def draw(inputs: Sequence[TensorSpec], sizes: Mapping[str, int], seed: Sequence[int]) -> dict[str, Array]:
@@ -85,16 +71,6 @@ def find_sizes(reference: Function, inputs: Sequence[TensorSpec], seed: int = 0)
     raise refusal
 
 
-@dataclass
-class Setting:
-    """One setting of the sizes: what both functions answered there, draw after draw."""
-
-    label: str
-    feeds: list[Arrays]
-    reference: list[Mapping[str, Array]]
-    candidate: list[Mapping[str, Array]]
-
-
 def check(
     reference: Function,
     candidate: Function,
@@ -120,10 +96,10 @@ def check(
         groups.setdefault(group, []).append(_run(reference, candidate, inputs, setting, seed, name))
     if samples is not None:
         groups[(("data", 0),)] = list(_run_samples(reference, candidate, samples, inputs, name))
-    judged = _Judge(name, tolerance)
+    judged = Judge(name, tolerance)
     for settings in groups.values():
         judged.add(settings)
-    facts = judged.verdict()
+    facts = judged.verdict() | {"seeds": SEEDS}
     facts["batches"] = sorted({setting[batch] for setting in planned}) if batch is not None else []
     others = [dim for dim in free_dimensions(inputs) if dim != batch]
     if others:
@@ -204,123 +180,8 @@ def _check_form(wanted: Mapping[str, Array], found: Mapping[str, Array], label: 
             raise CheckFailed(f"{where} is {other.dtype}, the source gives {one.dtype}")
         if one.shape != other.shape:
             raise CheckFailed(f"{where} has shape {list(other.shape)}, the source gives {list(one.shape)}")
-        if not _eps(one.dtype):
+        if not step_of(one.dtype):
             continue
         for word, test in (("NaN", np.isnan), ("infinity", np.isposinf), ("minus infinity", np.isneginf)):
             if not np.array_equal(test(one), test(other)):
                 raise CheckFailed(f"{where} has {word} in other places than the source")
-
-
-@dataclass
-class _Seen:
-    """What has been seen of one output."""
-
-    difference: float = 0.0
-    allowed: float = 0.0
-    varies: bool = False
-    finite: bool = False
-    agreed: int = 0
-    answers: int = 0
-
-
-class _Judge:
-    """Compares numbers, setting by setting, and gives the verdict at the end."""
-
-    def __init__(self, name: str, tolerance: Tolerance) -> None:
-        self.name = name
-        self.tolerance = tolerance
-        self.seen: dict[str, _Seen] = {}
-        self.samples = 0
-
-    def add(self, settings: Sequence[Setting]) -> None:
-        """Settings of the same sizes, the batch aside; CheckFailed when a number is too far off."""
-        for key in settings[0].reference[0]:
-            seen = self.seen.setdefault(key, _Seen())
-            rows = [
-                _rows(answer[key], feeds)
-                for one in settings
-                for answer, feeds in zip(one.reference, one.feeds, strict=True)
-            ]
-            allowed = self._allowed(rows, seen)
-            for one in settings:
-                for wanted, found in zip(one.reference, one.candidate, strict=True):
-                    self._compare(key, wanted[key], found[key], allowed, one.label, seen)
-        self.samples += sum(_count(feeds) for one in settings for feeds in one.feeds)
-
-    def _allowed(self, rows: list[Array], seen: _Seen) -> float:
-        """How far off an output may be; and note whether it varies and whether there is a number in it."""
-        if len({row.shape[1:] for row in rows}) > 1:  # samples lie along another axis, or make more or fewer elements
-            rows = [row.reshape(-1, 1) for row in rows]
-        values = np.concatenate(rows).astype(np.float64)
-        good = np.isfinite(values)
-        seen.finite |= bool(good.any()) or not values.size
-        if not good.any():
-            return 0.0
-        values = np.where(good, values, 0.0)
-        largest = float(np.abs(values).max())
-        spread = float(np.sqrt(values.var(axis=0).mean()))
-        eps = _eps(rows[0].dtype)
-        apart = float(np.ptp(values, axis=0).max())
-        # What differs by no more than rounding does not vary.
-        seen.varies |= apart > 4 * eps * largest
-        if not eps:
-            return 0.0
-        return self.tolerance.atol + max(self.tolerance.rtol, 4 * eps) * spread + 2 * eps * largest
-
-    def _compare(self, key: str, wanted: Array, found: Array, allowed: float, label: str, seen: _Seen) -> None:
-        if not wanted.size:
-            return
-        good = np.isfinite(wanted)
-        apart = np.abs(wanted.astype(np.float64) - found.astype(np.float64), where=good, out=np.zeros(wanted.shape))
-        difference = float(apart.max())
-        if difference > allowed:
-            raise CheckFailed(
-                f"{self.name}: not the same model: output {key!r} at {label} differs by {difference:.3g}, "
-                f"allowed is {allowed:.3g}"
-            )
-        if difference >= seen.difference:
-            seen.difference, seen.allowed = difference, allowed
-        if _eps(wanted.dtype) and wanted.ndim == 2 and wanted.shape[1] > 1:
-            seen.agreed += int((wanted.argmax(1) == found.argmax(1)).sum())
-            seen.answers += len(wanted)
-
-    def verdict(self) -> dict[str, Any]:
-        """What was measured; CheckFailed when an output held no number, or proves nothing."""
-        for key, seen in self.seen.items():
-            if not seen.finite:
-                raise CheckFailed(f"{self.name}: output {key!r} is never a number, on any input: NaN or infinity")
-        vacuous = [key for key, seen in self.seen.items() if not seen.varies]
-        if vacuous and not self.tolerance.allow_vacuous:
-            raise CheckFailed(
-                f"{self.name}: output {vacuous[0]!r} does not depend on the input, so that equality proves nothing",
-                "add --data samples.npz, or --allow-vacuous",
-            )
-        worst = max(self.seen.values(), key=lambda seen: seen.difference / (seen.allowed or 1.0))
-        facts: dict[str, Any] = {
-            "max_difference": worst.difference,
-            "allowed": worst.allowed,
-            "samples": self.samples,
-            "seeds": SEEDS,
-        }
-        classes = [seen for seen in self.seen.values() if seen.answers]
-        if classes:
-            facts["top1_agreement"] = sum(one.agreed for one in classes) / sum(one.answers for one in classes)
-        if vacuous:
-            facts["vacuous"] = vacuous
-        return facts
-
-
-def _eps(dtype: np.dtype[Any]) -> float:
-    """The step from 1 to the next number of a float type; 0 for integers and booleans."""
-    finfo: Any = ml_dtypes.finfo
-    return float(finfo(dtype).eps) if dtype.kind == "f" or dtype == ml_dtypes.bfloat16 else 0.0
-
-
-def _count(feeds: Arrays) -> int:
-    return max((len(array) for array in feeds.values() if array.ndim), default=1)
-
-
-def _rows(answer: Array, feeds: Arrays) -> Array:
-    """An answer with samples along its first axis: as it is if there is one a sample, else as one sample."""
-    counts = {len(array) for array in feeds.values() if array.ndim}
-    return answer if answer.ndim and len(answer) in counts else answer[np.newaxis]

@@ -111,6 +111,18 @@ def test_outputs_that_prove_nothing_are_refused() -> None:
         judged(silent, silent)
 
 
+def test_outputs_without_a_batch_axis_are_judged_too() -> None:
+    flat = of_x(lambda x: x.ravel() * 2)
+    judged(flat, flat)
+    counting = of_x(lambda x: np.arange(x.size, dtype=np.float32))
+    with pytest.raises(CheckFailed, match="does not depend"):
+        judged(counting, counting)
+    total = of_x(lambda x: x.sum())
+    judged(total, total)
+    with pytest.raises(CheckFailed, match="differs"):
+        judged(of_x(lambda x: x.sum() + np.float32(1)), total)
+
+
 def test_samples_of_the_user_can_be_what_differs_and_what_proves() -> None:
     quiet = of_x(lambda x: np.maximum(x.sum(1) - 100, 0))
     samples = {"x": np.random.default_rng(0).uniform(0, 200, (20, 4)).astype(np.float32)}
@@ -184,6 +196,9 @@ def test_integers_and_booleans_must_be_equal() -> None:
     judged(top, top)
     with pytest.raises(CheckFailed, match="differs by 1"):
         judged(lambda feeds: {"y": feeds["x"].argmax(1) + (feeds["x"][:, 0] > 1)}, top)
+    large = of_x(lambda x: np.arange(len(x)) + 2**60 + (x[:, 0] > 0))
+    with pytest.raises(CheckFailed, match="differs by 1"):
+        judged(of_x(lambda x: np.arange(len(x)) + 2**60 + (x[:, 0] > 0.5)), large)
     sign = of_x(lambda x: x > 0)
     judged(sign, sign)
 

@@ -94,6 +94,25 @@ class Brain(nn.Module):
         return self.dense(x).bfloat16()
 
 
+class Counting(nn.Module):
+    """Counts how often it was called."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return x * 2
+
+
+class Rare(nn.Module):
+    """Uses what ONNX has no operator for."""
+
+    def forward(self, x):
+        return torch.special.i0(x)
+
+
 class Random(nn.Module):
     def forward(self, x):
         return x + torch.rand_like(x)

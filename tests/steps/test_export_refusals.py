@@ -110,6 +110,7 @@ NOT_THE_SAME = {
     "Dead": "does not depend on the input",
     "Random": "not the same model",
     "Dropping": "left in training mode: dropout",
+    "Counting": "left in training mode: it changes its own 'calls'",
 }
 
 
@@ -142,6 +143,7 @@ BAD_SOURCES = {
     "lost:make": "lost.py:1: ModuleNotFoundError",
     "leaving:make": "leaving.py:1: SystemExit",
     "nets:Raising": "KeyError",
+    "nets:Rare": "nets:Rare: can't be written as ONNX: DispatchError",
     "nets:Listing": "forward returns str",
     "no.onnx": "no such file",
     "model.h5": ".h5",
