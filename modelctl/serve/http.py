@@ -1,7 +1,7 @@
 """The HTTP side: an ASGI application with a table of routes, bodies read within limits, answers and errors written.
 
 No framework stands between the server and the model: for a small model, routing and validation by one cost more than
-the answer. A protocol is a module with `routes(server) -> Iterable[Route]`, and is listed in `PROTOCOLS`.
+the answer. A protocol is a module with `routes(app) -> Iterable[Route]`, and is listed in `PROTOCOLS`.
 
 Errors are `{"error": "<one line>"}`. What went wrong inside the server is told on stderr, never to a client. Every
 answer that a model gave, or would have given, carries `Modelctl-Model: name@sha256:<digest>`.
@@ -28,7 +28,7 @@ logger = logging.getLogger("modelctl.serve")
 
 PROTOCOLS = ("openinference", "predict", "operations")
 JSON = b"application/json"
-HELD_BODIES = 8  # so many bodies of the largest size may be held in memory at once
+HELD_BODIES = 8  # bodies in memory may take as much as so many of the largest size
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -46,12 +46,13 @@ class Answer(NamedTuple):
 
 @dataclass(slots=True)
 class Request:
-    """One request, its body read."""
+    """One request; `model` is the one that answers, as soon as it is known, and `body` what has been read of it."""
 
     headers: Headers
     query: bytes
-    body: bytes
     receive: Receive
+    model: Model | None
+    body: bytes = b""
 
 
 Handler = Callable[[Request], Awaitable[Answer]]
@@ -88,22 +89,27 @@ class App:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
-        model: Model | None = None
+        request = Request(dict(scope["headers"]), scope["query_string"], receive, None)
         try:
             route = self._routed(scope)
-            model = route.model
-            headers = dict(scope["headers"])
-            body = await self._body(headers, receive) if route.method == "POST" else b""
-            answer = await route.handler(Request(headers, scope["query_string"], body, receive))
+            request.model = route.model
+            if route.method == "POST":
+                request.body = await self._body(request.headers, receive)
+            answer = await route.handler(request)
         except Refused as refused:
-            answer = self._refusal(refused, model)
+            answer = self._refusal(refused, request.model)
         except ClientGone:
-            (model.tally if model else self.unrouted).failed("client_gone")
+            self._tally(request.model).failed("client_gone")
             return
         except Exception:  # a bug is told on stderr, and the server goes on
             logger.exception("internal error at %s %s", scope["method"], told(scope["path"]))
-            answer = self._refusal(Refused("internal error", 500), model)
-        await self._send(answer, model, send)
+            answer = self._refusal(Refused("internal error", 500), request.model)
+        finally:
+            self._held_bytes -= len(request.body)
+        await self._send(answer, request.model, send)
+
+    def _tally(self, model: Model | None) -> Tally:
+        return self.unrouted if model is None else model.tally
 
     async def _send(self, answer: Answer, model: Model | None, send: Send) -> None:
         headers = [
@@ -142,11 +148,14 @@ class App:
         return Refused(f"nothing at {told(path)}; see /v2, /v2/models/NAME, /predict, /metrics", 404)
 
     def _refusal(self, refused: Refused, model: Model | None) -> Answer:
-        (model.tally if model else self.unrouted).failed(refused.kind)
+        self._tally(model).failed(refused.kind)
         return Answer(orjson.dumps({"error": refused.message}), JSON, refused.status, refused.headers)
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
-        """The body of a request; 413 when it is too long, 408 when it comes too slowly, 415 when it is encoded."""
+        """The body of a request; 413 when it is too long, 408 when it comes too slowly, 415 when it is encoded.
+
+        It counts as held from here on, until its request has been answered.
+        """
         if headers.get(b"content-encoding", b"identity") != b"identity":
             raise Refused("a body with a Content-Encoding is not read", 415)
         length = headers.get(b"content-length")
@@ -159,6 +168,7 @@ class App:
         if not message.get("more_body"):
             if len(body) > self._limit_bytes:
                 raise self._too_large()
+            self._held_bytes += len(body)
             return body
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -168,7 +178,7 @@ class App:
             raise Refused("the body came too slowly", 408, headers=close) from None
 
     async def _long_body(self, first: bytes, receive: Receive) -> bytes:
-        """A body that comes in pieces, held against what all such bodies may take together."""
+        """A body that comes in pieces, held against what all bodies may take together."""
         pieces = [first]
         size = len(first)
         self._held_bytes += size
@@ -188,8 +198,9 @@ class App:
                 if self._held_bytes > HELD_BODIES * self._limit_bytes:
                     raise Refused("too many large bodies at once", 429, headers=((b"retry-after", b"1"),))
             return b"".join(pieces)
-        finally:
+        except BaseException:
             self._held_bytes -= size
+            raise
 
     def _too_large(self) -> Refused:
         # The connection stays open, and the rest of the body is thrown away as it comes: a client that is still sending

@@ -33,9 +33,8 @@ def routes(app: App) -> Iterable[Route]:
         return predict
 
     async def chosen(request: Request) -> Answer:
-        model = _named(app, request.query)
-        answer = await _predict(app, model, request)
-        return answer._replace(headers=(model.header,))
+        request.model = _named(app, request.query)
+        return await _predict(app, request.model, request)
 
     names = app.models.names()
     if len(names) == 1 and len(app.models.versions(names[0])) == 1:

@@ -12,8 +12,9 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from types import FrameType
+from typing import cast
 
 import uvicorn
 
@@ -26,7 +27,7 @@ from modelctl.serve.models import Models, load_all
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
-DRAIN_S = 0.3  # how long connections are still taken after the request to end
+DRAIN_S = 0.5  # how long connections are still taken after the request to end
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 Announce = Callable[[str, Models], None]
@@ -47,7 +48,7 @@ def serve(sources: Sequence[str], options: ServeOptions, announce: Announce, pro
             app,
             http=Connection,
             ws="none",
-            loop="uvloop",
+            loop="auto",
             lifespan="off",
             interface="asgi3",
             backlog=BACKLOG,
@@ -114,7 +115,8 @@ class _Server(uvicorn.Server):
         self._announce()
 
     async def main_loop(self) -> None:
-        watch = asyncio.create_task(sweep(self.server_state.connections, self._timeout_s))
+        connections = cast(Collection[Connection], self.server_state.connections)
+        watch = asyncio.create_task(sweep(connections, self._timeout_s))
         try:
             await super().main_loop()
             self._app.ready = False

@@ -138,7 +138,21 @@ def test_slow_clients_hold_nothing(narrow: Running) -> None:
     assert b"408 Request Timeout" in found
     assert b"the body came too slowly" in found
     assert raw(narrow, b"GET /v2 HTT", pause_s=1) == b""
-    assert raw(narrow, b"", pause_s=1) == b""
+    silent = (b"", b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n")
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda data: raw(narrow, data, pause_s=1), silent)) == [b"", b""]
+
+
+def test_a_client_that_never_reads_is_let_go(zoo: dict[str, Path]) -> None:
+    asked = b"GET /v2/models/affine HTTP/1.1\r\nHost: x\r\n\r\n" * 20_000
+    with servers.running([zoo["affine"]], "--timeout-s", "1") as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=15) as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            with pytest.raises(OSError):
+                while True:
+                    deaf.sendall(asked)
+        assert server.ask("/v2/health/live").status == 200
+        assert server.stop() == (0, "")
 
 
 def test_large_things_are_refused(narrow: Running) -> None:
@@ -198,8 +212,8 @@ def test_the_end_waits_for_what_was_accepted(sluggish: Path) -> None:
             one.start()
         eventually(lambda: server.metric("modelctl_requests_total") == 12)
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.1)
-        readiness = ask(before, "/v2/health/ready")
+        while (readiness := ask(before, "/v2/health/ready")).status == 200:
+            pass
         assert (readiness.status, readiness.json) == (503, {"ready": False})
         assert readiness.headers["connection"] == "close"
         for one in clients:
