@@ -6,22 +6,22 @@ where uint8 ran at ×2.06). The graph's outputs stay in float: eight bits there 
 """
 
 import contextlib
-import io
-import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import onnx
+from onnx import TensorProto
 from onnx.shape_inference import InferenceError
 from onnxruntime import quantization as ort_quantization
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType
 
 from modelctl.data.samples import Array, Samples
 from modelctl.errors import UnsupportedError
+from modelctl.graph import weights
+from modelctl.graph.chatter import hushed
 from modelctl.graph.session import LOAD_ERRORS, Session
-from modelctl.options import Calibration, QuantizeOptions
+from modelctl.options import Calibration, Method, QuantizeOptions
 from modelctl.progress import Progress
 
 STATIC_TYPES = (
@@ -91,14 +91,14 @@ def static(
     """
     fixed = session.inputs[0].shape[0]
     reader = _Calibration(samples, fixed if isinstance(fixed, int) else min(BATCH, len(samples)), progress)
-    with _quiet(), TemporaryDirectory(dir=folder) as place:
+    with _stumbles_named(), TemporaryDirectory(dir=folder) as place:
         out = Path(place) / "static.onnx"
         ort_quantization.quantize_static(
             model,
             out,
             reader,
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(options.op_types or STATIC_TYPES),
+            op_types_to_quantize=list(types_of(model, Method.STATIC, options)),
             nodes_to_exclude=list(excluded),
             per_channel=per_channel,
             activation_type=QuantType.QUInt8,
@@ -111,12 +111,12 @@ def static(
 
 def dynamic(model: onnx.ModelProto, folder: Path, options: QuantizeOptions, per_channel: bool) -> onnx.ModelProto:
     """`model` with int8 weights, activations quantized while it runs; UnsupportedError if it can't be."""
-    with _quiet(), TemporaryDirectory(dir=folder) as place:
+    with _stumbles_named(), TemporaryDirectory(dir=folder) as place:
         out = Path(place) / "dynamic.onnx"
         ort_quantization.quantize_dynamic(
             model,
             out,
-            op_types_to_quantize=list(options.op_types or DYNAMIC_TYPES),
+            op_types_to_quantize=list(types_of(model, Method.DYNAMIC, options)),
             nodes_to_exclude=list(options.excludes),
             per_channel=per_channel,
             weight_type=QuantType.QInt8,
@@ -125,22 +125,38 @@ def dynamic(model: onnx.ModelProto, folder: Path, options: QuantizeOptions, per_
         return _tidied(onnx.load(out))
 
 
+def types_of(model: onnx.ModelProto, method: Method, options: QuantizeOptions) -> tuple[str, ...]:
+    """The operator types to quantize: those that are named, else those that gain.
+
+    Sums gain in a convolutional net (×1.96 for ×1.73), but lose along a transformer's residuals.
+    """
+    if options.op_types:
+        return options.op_types
+    if method is Method.DYNAMIC:
+        return DYNAMIC_TYPES
+    convolutional = any(node.op_type == "Conv" for node in model.graph.node)
+    return (*STATIC_TYPES, "Add") if convolutional else STATIC_TYPES
+
+
+def check(model: onnx.ModelProto, name: str, method: Method, options: QuantizeOptions) -> None:
+    """UnsupportedError for a model, called `name`, that onnxruntime.quantization would only stumble over."""
+    types = types_of(model, method, options)
+    if not any(node.op_type in types for node in model.graph.node):
+        raise UnsupportedError(f"{name}: has no node of the types to quantize: {', '.join(types)}")
+    if any(tensor.data_type != TensorProto.FLOAT for tensor in weights.prunable(model)):
+        raise UnsupportedError(f"{name}: its weights are not all float32, which {method} needs")
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what onnxruntime.quantization prints, logs and warns of to itself, and name what it stumbles over."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+def _stumbles_named() -> Iterator[None]:
+    """Keep what onnxruntime.quantization says to itself, and name what it stumbles over."""
     try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with hushed():
             yield
     except _STUMBLES as error:
         what = str(error).strip().splitlines()
-        raise UnsupportedError(
-            f"onnxruntime.quantization stumbles: {what[0] if what else type(error).__name__}"
-        ) from error
-    finally:
-        logging.disable(before)
+        told = what[0] if what else type(error).__name__
+        raise UnsupportedError(f"onnxruntime.quantization stumbles: {told}") from error
 
 
 def _tidied(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -10,7 +10,7 @@ from modelctl.data import Data, open_data
 from modelctl.errors import ArtifactError, CheckFailed, UnsupportedError, UsageError
 from modelctl.formats import onnx as onnx_format
 from modelctl.graph import measure, quantization, weight_only, weights
-from modelctl.graph.prepare import pool_before_relu, prepare, small_convolutions
+from modelctl.graph.prepare import pool_before_relu, prepare, products, small_convolutions
 from modelctl.graph.session import Session
 from modelctl.options import Method, QuantizeOptions
 from modelctl.progress import Progress, silent
@@ -75,6 +75,8 @@ def _lowered(
     """The graph in fewer bits, one scale a channel where that works, known to load; what was chosen goes to `draft`."""
     method = options.method or (Method.WEIGHT_ONLY if data is None else Method.STATIC)
     ready = prepare(graph, session.name)
+    if method is not Method.WEIGHT_ONLY:
+        quantization.check(ready, session.name, method, options)
     for per_channel in (True, False) if options.per_channel else (False,):
         choices: dict[str, Any] = {"method": str(method), "per_channel": per_channel, "weights": "int8"}
         try:
@@ -108,14 +110,15 @@ def _static(
     folder: Path,
     progress: Progress,
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """Weights and activations in 8 bits, small convolutions in float unless types are named; and what was chosen."""
+    """Weights and activations in 8 bits, but, unless types are named, not where that loses; and what was chosen."""
     small = [] if options.op_types else small_convolutions(ready)
     pool_before_relu(ready, small)
+    in_float = small if options.op_types else [*small, *products(ready)]
     samples = data.train.take(options.samples, options.seed)
     made = quantization.static(
-        ready, samples, session, folder, options, [*small, *options.excludes], per_channel, progress
+        ready, samples, session, folder, options, [*in_float, *options.excludes], per_channel, progress
     )
-    return made, {"activations": "uint8", "float_nodes": small, "calibration_samples": len(samples)}
+    return made, {"activations": "uint8", "float_nodes": in_float, "calibration_samples": len(samples)}
 
 
 def _refused(name: str, error: UnsupportedError | ArtifactError) -> UnsupportedError | CheckFailed:
