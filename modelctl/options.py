@@ -340,7 +340,7 @@ class ServeOptions(OpeningOptions):
     require_signature: Annotated[
         str | None, knob("public key that must have signed every model: a path or env:NAME", remembered=Remembered.NOT)
     ] = None
-    max_batch: Annotated[int, knob("most samples in one run of the model", low=1)] = 64
+    max_batch: Annotated[int, knob("most samples of several requests in one run of the model", low=1)] = 64
     max_queue: Annotated[int, knob("most requests waiting for a model; more are answered 429", low=1)] = 256
     max_body_mb: Annotated[float, knob("largest request body, in megabytes (10^6 bytes)", low=0.001)] = 64.0
     timeout_s: Annotated[float, knob("longest time a request may wait for its answer, in seconds", low=0.01)] = 30.0

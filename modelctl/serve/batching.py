@@ -132,7 +132,7 @@ class Runner:
         rows = {one.shape[0] for one in feeds.values()}
         if len(rows) != 1:
             return 1, None  # the model itself will say what it thinks of that
-        return rows.pop(), tuple(one.shape[1:] for one in feeds.values())
+        return rows.pop(), {name: one.shape[1:] for name, one in feeds.items()}
 
     def _turn(self) -> None:
         """Run, on the loop, what arrived in this turn; what does not fit into one run comes next turn."""
@@ -216,9 +216,8 @@ def _ran(run: Run, jobs: list[Job]) -> _Ran:
 
 def _together(run: Run, jobs: list[Job]) -> list[Outcome]:
     """Rows in one run, split on the way out; each alone when that fails, so that none fails for another's input."""
-    feeds = {name: np.concatenate([job.feeds[name] for job in jobs]) for name in jobs[0].feeds}
     try:
-        outputs = run(feeds)
+        outputs = run({name: np.concatenate([job.feeds[name] for job in jobs]) for name in jobs[0].feeds})
     except DataError:
         return [_alone(run, job) for job in jobs]
     except Exception as error:  # noqa: BLE001 - it is raised again where the request is answered, as a bug

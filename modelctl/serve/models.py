@@ -63,7 +63,7 @@ class Models:
         if model.version in versions:
             raise UsageError(
                 f"two models would be served as {model.name} version {model.version}",
-                "modelctl serve one of them under another --name",
+                "modelctl serve MODEL --name OTHER",
             )
         versions[model.version] = model
 

@@ -77,6 +77,20 @@ def test_jobs_that_differ_in_more_than_rows_run_apart() -> None:
     asyncio.run(go())
 
 
+def test_inputs_are_told_apart_by_name_not_by_order() -> None:
+    def run(feeds: Tensors) -> dict[str, Any]:
+        return {"y": feeds["a"].sum(axis=1) - feeds["b"].sum(axis=1)}
+
+    async def go() -> None:
+        runner, _ = runner_of(run, FAST)
+        narrow, wide = np.ones((1, 2), np.float32), np.ones((1, 3), np.float32)
+        feeds: list[Tensors] = [{"a": narrow, "b": wide}, {"b": narrow, "a": wide}, {"b": wide, "a": narrow}]
+        found = await answers([runner.submit(one, 10) for one in feeds])
+        assert [one["y"].tolist() for one in found] == [[-1], [1], [-1]]
+
+    asyncio.run(go())
+
+
 def test_rows_that_depend_on_each_other_are_never_mixed() -> None:
     model = Doubling()
 
