@@ -162,7 +162,10 @@ def _example(spec: TensorSpec, sizes: Mapping[str, int], generator: torch.Genera
 def to_onnx(
     program: ExportedProgram, name: str, inputs: Sequence[str], outputs: Sequence[str], opset: int
 ) -> onnx.ModelProto:
-    """The program called `name` as torch translates it, not yet folded or cleaned; UnsupportedError for what ONNX has no word for."""
+    """The program called `name` as torch translates it, not yet folded or cleaned.
+
+    UnsupportedError for what ONNX has no word for.
+    """
     what = f"{name}: can't be written as ONNX"
     try:
         with AuthorsCode(what, UnsupportedError), quiet():

@@ -21,8 +21,8 @@ BATCH = "batch"
 FIRST_IR_WITH_HIDDEN_WEIGHTS = 4  # before, every initializer had to be an input too
 CHECKED_BYTES = 2**31 - 1  # a protobuf's limit
 DOMAINS = (
-    *("", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview", "com.microsoft", "com.microsoft.nchwc"),
-    *("com.ms.internal.nhwc", "org.pytorch.aten"),
+    *("", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview", "com.microsoft"),
+    *("com.microsoft.nchwc", "com.ms.internal.nhwc"),
 )
 
 
@@ -52,6 +52,7 @@ def strip(model: onnx.ModelProto) -> None:
     """Take out, in place, all that tells of the author: docstrings, metadata, stack traces, inner shapes."""
     model.ClearField("doc_string")
     del model.metadata_props[:]
+    del model.training_info[:]
     for function in model.functions:
         function.ClearField("doc_string")
         del function.metadata_props[:]
@@ -64,6 +65,7 @@ def _strip_graph(graph: onnx.GraphProto) -> None:
     del graph.metadata_props[:]
     del graph.value_info[:]
     values: list[onnx.ValueInfoProto | onnx.TensorProto] = [*graph.input, *graph.output, *graph.initializer]
+    values += [part for sparse in graph.sparse_initializer for part in (sparse.values, sparse.indices)]
     for value in values:
         value.ClearField("doc_string")
         del value.metadata_props[:]
