@@ -47,6 +47,7 @@ def prune(model: Artifact, out: Path, options: PruneOptions, progress: Progress 
         trial = measure.trial_on(data, options)
         found = sparsity.project(tensors, options)
         onnx_format.save(graph, draft.path)
+        draft.inputs, draft.outputs = draft.inputs or session.inputs, draft.outputs or session.outputs
         draft.metrics = measure.compare(payload, onnx_format.written(draft.path), trial, progress)
         draft.metrics["pruned"] = found
         zeroed, speed = found["weights"] - found["kept"], draft.metrics["latency"]["speedup"]["value"]

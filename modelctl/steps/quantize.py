@@ -1,11 +1,12 @@
 """`quantize`: fewer bits for weights and activations, accepted only when loaded, run, scored and timed."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from modelctl.artifact import Artifact, Draft, Origin, Payload, create, format_of
+from modelctl.artifact import Artifact, Origin, Payload, create, format_of
 from modelctl.data import Data, open_data
 from modelctl.errors import ArtifactError, CheckFailed, UnsupportedError, UsageError
 from modelctl.formats import onnx as onnx_format
@@ -41,7 +42,12 @@ def quantize(model: Artifact, out: Path, options: QuantizeOptions, progress: Pro
         session = Session(payload, options.thread_count())
         data = open_data(options.data, session.inputs, options.seed) if options.data else None
         trial = measure.trial_on(data, options)
-        onnx_format.save(_lowered(graph, payload, session, data, options, draft, progress), draft.path)
+        work = _Work(
+            payload=payload, session=session, data=data, options=options, folder=draft.path.parent, progress=progress
+        )
+        made, draft.choices = work.run(graph)
+        onnx_format.save(made, draft.path)
+        draft.inputs, draft.outputs = draft.inputs or session.inputs, draft.outputs or session.outputs
         draft.metrics = measure.compare(payload, onnx_format.written(draft.path), trial, progress)
         if data is None:
             progress.note(
@@ -63,65 +69,60 @@ def _checked(graph: onnx.ModelProto, model: Artifact, options: QuantizeOptions) 
     return graph
 
 
-def _lowered(
-    graph: onnx.ModelProto,
-    payload: Payload,
-    session: Session,
-    data: Data | None,
-    options: QuantizeOptions,
-    draft: Draft,
-    progress: Progress,
-) -> onnx.ModelProto:
-    """The graph in fewer bits, one scale a channel where that works, known to load; what was chosen goes to `draft`."""
-    method = options.method or (Method.WEIGHT_ONLY if data is None else Method.STATIC)
-    ready = prepare(graph, session.name)
-    if method is not Method.WEIGHT_ONLY:
-        quantization.check(ready, session.name, method, options)
-    for per_channel in (True, False) if options.per_channel else (False,):
-        choices: dict[str, Any] = {"method": str(method), "per_channel": per_channel, "weights": "int8"}
-        try:
-            if method is Method.STATIC and data is not None:
-                made, also = _static(ready, data, session, options, per_channel, draft.path.parent, progress)
-                choices |= also
-            elif method is Method.DYNAMIC:
-                made = quantization.dynamic(ready, draft.path.parent, options, per_channel)
-                choices["activations"] = "uint8"
-            else:
-                made = weight_only.quantize(ready, options, per_channel)
-            Session(onnx_format.payload_of(made, payload))
-        except (UnsupportedError, ArtifactError) as error:
-            if not per_channel:
-                raise _refused(session.name, error) from error
-            progress.note(f"one scale a channel does not work here, trying one a tensor: {error.message}")
-            continue
-        if weights.is_quantized(made):
-            break
-        raise UnsupportedError(f"{session.name}: holds nothing that {method} could quantize", "add --op-type MatMul")
-    draft.choices = choices
-    return made
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """A float graph and what is needed to quantize it; what must be written in between goes below `folder`."""
 
+    payload: Payload
+    session: Session
+    data: Data | None
+    options: QuantizeOptions
+    folder: Path
+    progress: Progress
 
-def _static(
-    ready: onnx.ModelProto,
-    data: Data,
-    session: Session,
-    options: QuantizeOptions,
-    per_channel: bool,
-    folder: Path,
-    progress: Progress,
-) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """Weights and activations in 8 bits, but, unless types are named, not where that loses; and what was chosen."""
-    small = [] if options.op_types else small_convolutions(ready)
-    pool_before_relu(ready, small)
-    in_float = small if options.op_types else [*small, *products(ready)]
-    samples = data.train.take(options.samples, options.seed)
-    made = quantization.static(
-        ready, samples, session, folder, options, [*in_float, *options.excludes], per_channel, progress
-    )
-    return made, {"activations": "uint8", "float_nodes": in_float, "calibration_samples": len(samples)}
+    def run(self, graph: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Any]]:
+        """The graph in fewer bits, known to load, with one scale a channel where that works; and what was chosen."""
+        method = self.options.method or (Method.WEIGHT_ONLY if self.data is None else Method.STATIC)
+        ready = prepare(graph, self.session.name)
+        if method is not Method.WEIGHT_ONLY:
+            quantization.check(ready, self.session.name, method, self.options)
+        choices: dict[str, Any] = {"method": str(method), "weights": "int8"}
+        if method is Method.STATIC and not self.options.op_types:
+            small = small_convolutions(ready)
+            pool_before_relu(ready, small)
+            choices["float_nodes"] = [*small, *products(ready)]
+        for per_channel in (True, False) if self.options.per_channel else (False,):
+            try:
+                made, chosen = self._tried(ready, method, per_channel, choices)
+                break
+            except (UnsupportedError, ArtifactError) as error:
+                if not per_channel:
+                    raise _refused(self.session.name, error) from error
+                self.progress.note(f"one scale a channel does not work here, trying one a tensor: {error.message}")
+        if not weights.is_quantized(made):
+            raise UnsupportedError(f"{self.session.name}: holds nothing that {method} could quantize")
+        return made, chosen
+
+    def _tried(
+        self, ready: onnx.ModelProto, method: Method, per_channel: bool, choices: dict[str, Any]
+    ) -> tuple[onnx.ModelProto, dict[str, Any]]:
+        if method is Method.STATIC and self.data is not None:
+            samples = self.data.train.take(self.options.samples, self.options.seed)
+            excluded = [*choices.get("float_nodes", ()), *self.options.excludes]
+            made = quantization.static(
+                ready, samples, self.session, self.folder, self.options, excluded, per_channel, self.progress
+            )
+            choices = choices | {"activations": "uint8", "calibration_samples": len(samples)}
+        elif method is Method.DYNAMIC:
+            made = quantization.dynamic(ready, self.folder, self.options, per_channel)
+            choices = choices | {"activations": "uint8"}
+        else:
+            made = weight_only.quantize(ready, self.options, per_channel)
+        Session(onnx_format.payload_of(made, self.payload))
+        return made, choices | {"per_channel": per_channel}
 
 
 def _refused(name: str, error: UnsupportedError | ArtifactError) -> UnsupportedError | CheckFailed:
     if isinstance(error, UnsupportedError):
-        return UnsupportedError(f"{name}: can't be quantized so: {error.message}", "--method weight-only")
+        return UnsupportedError(f"{name}: can't be quantized so: {error.message}")
     return CheckFailed(f"{name}: not accepted: the result can't be loaded: {error.message}")

@@ -46,7 +46,7 @@ def test_static_with_samples(net: Artifact, data: str, tmp_path: Path) -> None:
     assert choices["method"] == "static"
     assert choices["float_nodes"] == ["conv1"]
     assert choices["calibration_samples"] == 512
-    assert (made.manifest.inputs, made.manifest.outputs) == (net.manifest.inputs, net.manifest.outputs)
+    assert [one.name for one in (*made.manifest.inputs, *made.manifest.outputs)] == ["x", "logits"]
     assert kinds(made)[-1] == "Gemm"  # the answers themselves stay in float
     assert names(tmp_path) == {"net.onnx", "samples.npz", "q.onnx", "q.onnx.manifest.json"}
 
