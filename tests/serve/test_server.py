@@ -168,6 +168,21 @@ def test_large_things_are_refused(narrow: Running) -> None:
     assert narrow.ask("/v2/health/live").status == 200
 
 
+def test_all_bodies_together_are_bounded(narrow: Running) -> None:
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 499000\r\n\r\n"
+    with contextlib.ExitStack() as opened:
+        clients = []
+        for _ in range(12):  # of which 8 have room
+            one = opened.enter_context(socket.create_connection(("127.0.0.1", narrow.port), timeout=15))
+            one.sendall(head + b" " * 490_000)
+            clients.append(one)
+        first = [one.recv(65536).partition(b"\r\n")[0] for one in clients]
+    counts = Counter(first)
+    assert counts[b"HTTP/1.1 429 Too Many Requests"] >= 1
+    assert set(counts) <= {b"HTTP/1.1 429 Too Many Requests", b"HTTP/1.1 408 Request Timeout"}
+    eventually(lambda: narrow.ask("/v2/models/sluggish/infer", request_of(0)).status == 200)
+
+
 @pytest.mark.parametrize(
     "data",
     [
