@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from modelctl import record
-from modelctl.artifact import Artifact, Origin, create, format_of
-from modelctl.data import open_data
+from modelctl.artifact import Artifact, Origin, Payload, create, format_of
+from modelctl.data import Data, open_data
 from modelctl.errors import UnsupportedError, UsageError, missing_extra
 from modelctl.formats import onnx as onnx_format
 from modelctl.graph import clean, measure, parity
@@ -93,7 +93,9 @@ def export(source: Source, out: Path, options: ExportOptions, progress: Progress
         payload = onnx_format.written(draft.path)
         session = Session(payload, options.thread_count())
         draft.inputs, draft.outputs = session.inputs, session.outputs
-        draft.metrics = measure.describe(payload) | {"parity": _prove(found, session, out.name, options, progress)}
+        data = open_data(options.data, found.inputs, options.seed) if options.data is not None else None
+        proof = _prove(found, session, out.name, data, options, progress)
+        draft.metrics = _figures(payload, data, options, progress) | {"parity": proof}
     return Artifact.open(out)
 
 
@@ -116,11 +118,18 @@ def _refuse_losing(out: Path, made_from: Origin) -> None:
                 raise UsageError(f"{out}: would be written over {parent.file(entry)}", "choose another name with -o")
 
 
-def _prove(found: _Found, candidate: Session, name: str, options: ExportOptions, progress: Progress) -> dict[str, Any]:
+def _figures(payload: Payload, data: Data | None, options: ExportOptions, progress: Progress) -> dict[str, Any]:
+    """What is known of the result by itself; with samples, how right and how fast it is, for later steps to hold."""
+    if data is None:
+        return measure.describe(payload)
+    trial = measure.Trial(samples=data.scored, data=data.sha256, threads=options.thread_count(), seed=options.seed)
+    return measure.examine(payload, trial, progress)
+
+
+def _prove(
+    found: _Found, candidate: Session, name: str, data: Data | None, options: ExportOptions, progress: Progress
+) -> dict[str, Any]:
     """The parity gate; see `graph.parity`."""
-    samples = None
-    if options.data is not None:
-        samples = open_data(options.data, found.inputs, options.seed).scored.inputs
     return parity.check(
         found.reference,
         candidate.run,
@@ -129,7 +138,7 @@ def _prove(found: _Found, candidate: Session, name: str, options: ExportOptions,
         parity.Tolerance(rtol=options.rtol, atol=options.atol, allow_vacuous=options.allow_vacuous),
         name=name,
         seed=options.seed,
-        samples=samples,
+        samples=None if data is None else data.scored.inputs,
         progress=progress,
     )
 
