@@ -1,0 +1,72 @@
+"""The wheel carries what is needed: a base install of it works outside of the repository, and without torch."""
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import onnx
+import pytest
+from nets import convolutional, save_npz
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `modelctl` of a virtual environment that holds nothing but the wheel and its base requirements."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    _run([*pip, "wheel", "--no-deps", "-w", str(folder), str(ROOT)], folder)
+    (wheel,) = folder.glob("modelctl-*.whl")
+    venv.create(folder / "venv", with_pip=True)
+    place = folder / "venv" / "bin"
+    _run([str(place / "pip"), "install", "-q", "-c", str(ROOT / "constraints.txt"), str(wheel)], folder)
+    return place / "modelctl"
+
+
+def _run(command: list[str], folder: Path, status: int = 0) -> str:
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    done = subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    return done.stdout if status == 0 else done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.real_parts
+def test_a_base_install_does_all_but_training(installed: Path, tmp_path: Path) -> None:
+    modelctl = str(installed)
+    onnx.save(convolutional(), tmp_path / "foreign.onnx")
+    save_npz(tmp_path / "data.npz")
+    _run([modelctl, "init", "project"], tmp_path)
+    missing = _run([modelctl, "export", "net:build", "-o", "m.onnx"], tmp_path / "project", status=2)
+    assert "pip install 'modelctl[torch]'" in missing
+    _run([modelctl, "export", "foreign.onnx", "-o", "model.onnx"], tmp_path)
+    _run([modelctl, "quantize", "model.onnx", "--data", "data.npz", "--allow-regression", "-o", "int8.onnx"], tmp_path)
+    _run([modelctl, "eval", "int8.onnx", "--data", "data.npz", "--min-accuracy", "0.8"], tmp_path)
+    _run([modelctl, "keygen", "--type", "aes", "-o", "aes.key"], tmp_path)
+    _run([modelctl, "encrypt", "int8.onnx", "--key-file", "aes.key", "-o", "int8.sealed"], tmp_path)
+    _run([modelctl, "push", "int8.sealed", "sqlite:///models.db/int8:1"], tmp_path)
+    _run([modelctl, "pull", "sqlite:///models.db/int8:1", "-o", "elsewhere"], tmp_path)
+    _run([modelctl, "decrypt", "elsewhere/int8.sealed", "--key-file", "aes.key", "-o", "elsewhere"], tmp_path)
+    verified = _run([modelctl, "verify", "elsewhere/int8.onnx", "--root", "foreign.onnx", "--json"], tmp_path)
+    assert json.loads(verified)["ok"]
+    command = [modelctl, "serve", "elsewhere/int8.sealed", "--key-file", "aes.key", "--port", "0"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline().startswith("ready ")
+        server.terminate()
+    assert server.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.real_parts
+def test_the_sdist_builds_the_wheel(tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    _run([*pip, "install", "--target", str(tmp_path / "build"), "build", "hatchling"], tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "build")}
+    command = [sys.executable, "-m", "build", "--no-isolation", "-o", str(tmp_path / "dist"), str(ROOT)]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert {file.suffix for file in (tmp_path / "dist").iterdir()} == {".gz", ".whl"}
