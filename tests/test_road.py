@@ -22,5 +22,6 @@ def test_accuracy_over_http_from_a_sealed_pulled_copy_is_that_of_eval(tmp_path: 
     assert found["float accuracy"] > 0.75
     assert found["float accuracy"] - found["int8 accuracy"] < 0.02
     assert found["accuracy over HTTP"] == found["int8 accuracy"]
+    assert found["answers over HTTP"] == 3000
     assert found["student parameters"] <= found["parameters"] // 10
     assert found["int8 size ratio"] > 3.5

@@ -91,7 +91,7 @@ def walk(folder: Path, data: Path, limit: int | None, epochs: int, asked: int) -
         "student parameters": student["metrics"]["parameters"],
         "student accuracy": student["metrics"]["accuracy"]["value"],
         "accuracy over HTTP": accuracy,
-        "asked over HTTP": asked,
+        "answers over HTTP": answers,
         "digest": small["digest"],
     }
 
@@ -133,9 +133,9 @@ def served(sealed: Path, key: Path) -> Iterator[int]:
             server.terminate()
 
 
-def asked_accuracy(port: int, test: str, count: int, digest: str) -> float:
-    """The share of test images that the server names rightly, asked one a request as binary tensors."""
-    samples = open_data(test, [IMAGE], seed=0).test.first(count)
+def asked_accuracy(port: int, test: str, count: int, digest: str) -> tuple[float, int]:
+    """The share of test images that the server names rightly, asked one a request as binary tensors; and how many."""
+    samples = open_data(test, [IMAGE], seed=0).scored.first(count)
     assert samples.labels is not None
     connection = http.client.HTTPConnection("127.0.0.1", port)
     hits = 0
@@ -155,7 +155,7 @@ def asked_accuracy(port: int, test: str, count: int, digest: str) -> float:
         assert response.getheader("Modelctl-Model") == f"f-int8@sha256:{digest}"
         hits += int(np.argmax(answer["outputs"][0]["data"]) == label)
     connection.close()
-    return hits / len(samples)
+    return hits / len(samples), len(samples)
 
 
 if __name__ == "__main__":
