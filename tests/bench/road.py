@@ -79,7 +79,7 @@ def walk(folder: Path, data: Path, limit: int | None, epochs: int, asked: int) -
     verified = modelctl(folder, "verify", str(pulled), "--root", str(project / "weights.pt"))
     assert verified["digest"] == small["digest"] == sealed["digest"]
     with served(pulled, project / "bob.pem") as port:
-        accuracy = asked_accuracy(port, test, asked, small["digest"])
+        accuracy, answers = asked_accuracy(port, test, asked, small["digest"])
     return {
         "trained": trained.strip().splitlines()[-1],
         "parameters": export["metrics"]["parameters"],
