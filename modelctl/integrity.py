@@ -61,19 +61,18 @@ def check_chain(described: Manifest, name: str) -> None:
     """Each record's parents are digests of records before it, no digest stands twice, and ours come from among them."""
     earlier: set[str] = set()
     for one in described.lineage:
-        missing = set(one.made_by.parents if one.made_by else ()) - earlier
-        if missing:
+        if set(one.parents) - earlier:
             raise IntegrityError(
                 f"{name}: the lineage is broken: {one.name} has a parent that is not told of before it"
             )
         if one.digest in earlier:
             raise IntegrityError(f"{name}: the lineage is broken: it tells of {one.name} twice")
         earlier.add(one.digest)
-    if set(described.made_by.parents if described.made_by else ()) - earlier:
+    if set(described.record().parents) - earlier:
         raise IntegrityError(f"{name}: the lineage is broken: a parent of {described.name} is not told of")
 
 
 def roots(described: Manifest) -> dict[str, str]:
     """Where the lineage begins: the name by digest of each record that has no parents; the artifact itself if none."""
     records = described.history() if described.encryption is None else described.lineage
-    return {one.digest: one.name for one in records if not (one.made_by and one.made_by.parents)}
+    return {one.digest: one.name for one in records if not one.parents}

@@ -55,26 +55,48 @@ def _number(metrics: Mapping[str, Any], *path: str) -> float | None:
     )
 
 
+def steps(described: Manifest) -> list[str]:
+    """The steps of the whole history, oldest first, `root` for each checkpoint; what comes from what: `chain`."""
+    return [one.made_by.step if one.made_by else "root" for one in described.history()]
+
+
+def chain(described: Manifest) -> Iterator[str]:
+    """The history in as few lines as tell it: one of steps where each comes from the one before it, else the `tree`."""
+    records = described.history()
+    if [one.parents for one in records] == [(), *((one.digest,) for one in records[:-1])]:
+        yield f"chain: {' → '.join(steps(described))}"
+    else:
+        yield "chain:"
+        yield from (f"  {line}" for line in tree(described))
+
+
 def tree(described: Manifest) -> Iterator[str]:
     """The chain as a tree of lines: the artifact first, below each what it was made from, down to the checkpoints.
 
-    What is an ancestor by two ways is told once and then only named. The chain must have been checked.
+    What is an ancestor by two ways is told once and then only named. Of a chain that was not checked, a parent that is
+    not told of is named so, and a record from which nothing comes stands below, as a tree of its own.
     """
     known = {one.digest: one for one in described.lineage}
+    mine = described.record()
     told: set[str] = set()
-    waiting = [(described.record(), "", "")]
-    while waiting:
-        record, stem, fork = waiting.pop()
-        parents = [known[parent] for parent in (record.made_by.parents if record.made_by else ())]
-        again = bool(parents) and record.digest in told
-        yield f"{stem}{fork}{_line(record)}{'  (told above)' if again else ''}"
-        if fork:  # a sealed artifact goes by the digest of the one inside, and that is told below it
-            told.add(record.digest)
-        if again:
-            continue
-        below = (stem + {"": "", "└── ": "    ", "├── ": "│   "}[fork])[:MOST_INDENT]
-        for number, parent in enumerate(reversed(parents)):
-            waiting.append((parent, below, "├── " if number else "└── "))
+    for top in (mine, *reversed(described.lineage)):
+        waiting = [(top, "", "")] if top is mine or top.digest not in told else []
+        while waiting:
+            record, stem, fork = waiting.pop()
+            parents = [known.get(parent) or _untold(parent) for parent in record.parents]
+            again = bool(parents) and record.digest in told
+            yield f"{stem}{fork}{_line(record)}{'  (told above)' if again else ''}"
+            if record is not mine:  # a sealed artifact goes by the digest of the one inside, and that is told below it
+                told.add(record.digest)
+            if again:
+                continue
+            below = (stem + {"": "", "└── ": "    ", "├── ": "│   "}[fork])[:MOST_INDENT]
+            for number, parent in enumerate(reversed(parents)):
+                waiting.append((parent, below, "├── " if number else "└── "))
+
+
+def _untold(digest: str) -> Record:
+    return Record(name="(not told of)", format="unknown", digest=digest)
 
 
 def _line(record: Record) -> str:

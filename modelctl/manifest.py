@@ -65,6 +65,11 @@ class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     made_by: Step | None = None
     metrics: dict[str, Any] = {}
 
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """The digests of what it was made from; none for a root."""
+        return self.made_by.parents if self.made_by else ()
+
 
 class Encryption(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is known of a sealed artifact from outside: the cipher, who may open it, what is inside, by digest."""

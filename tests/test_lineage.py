@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelctl.lineage import figures, megabytes, tree
+from modelctl.lineage import chain, figures, megabytes, steps, tree
 from modelctl.manifest import Encryption, FileEntry, Manifest, Record, Step
 
 A, B, C, D, E = (letter * 64 for letter in "abcde")
@@ -43,6 +43,32 @@ def test_a_sealed_artifact_stands_above_the_one_inside() -> None:
     lines = list(tree(manifest(E, record("net", A), record("m", B, A), parents=(B,), encryption=sealed)))
     assert [line.count("told above") for line in lines] == [0, 0, 0]
     assert lines[1].startswith("└── m  onnx  prune") and lines[2].startswith("    └── net")
+
+
+def test_a_history_that_is_one_line_is_told_in_one() -> None:
+    lineage = (record("net", A), record("float", B, A))
+    assert list(chain(manifest(C, *lineage, parents=(B,)))) == ["chain: root → prune → distill"]
+    sealed = Encryption(suite="x", recipients=(), manifest=A, digest=B)
+    assert list(chain(manifest(E, *lineage, parents=(B,), encryption=sealed))) == ["chain: root → prune → distill"]
+    assert list(chain(manifest(E, parents=(), encryption=sealed))) == ["chain: distill"]  # sealed in private
+
+
+def test_a_history_of_two_roots_is_told_as_the_tree_that_it_is() -> None:
+    made = manifest(E, record("net", A), record("float", B, A), record("teacher", D), parents=(B, D))
+    assert list(chain(made)) == ["chain:", *(f"  {line}" for line in tree(made))]
+    assert steps(made) == ["root", "prune", "root", "distill"]
+
+
+def test_of_a_lineage_that_is_no_chain_all_is_told_that_there_is() -> None:
+    lines = list(tree(manifest(E, record("net", A), record("stray", D), record("loop", B, B), parents=(C, A))))
+    assert lines == [
+        f"m  onnx  distill  sha256:{E[:12]}",
+        f"├── (not told of)  unknown  sha256:{C[:12]}",
+        f"└── net  onnx  sha256:{A[:12]}",
+        f"loop  onnx  prune  sha256:{B[:12]}",
+        f"└── loop  onnx  prune  sha256:{B[:12]}  (told above)",
+        f"stray  onnx  sha256:{D[:12]}",
+    ]
 
 
 def test_a_very_long_chain_is_told_to_its_end() -> None:

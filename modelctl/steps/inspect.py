@@ -38,7 +38,7 @@ def inspect(path: Path, progress: Progress = silent) -> Report:  # noqa: ARG001 
     }
     for name in ("inputs", "outputs", "preprocess", "postprocess", "made_by", "metrics", "annotations"):
         facts[name] = told[name]
-    facts["chain"] = [one.made_by.step if one.made_by else "root" for one in model.manifest.history()]
+    facts["chain"] = lineage.steps(model.manifest)
     return Report(subject=str(path), facts=facts, lines=tuple(_lines(model, facts)))
 
 
@@ -93,7 +93,7 @@ def _lines(model: Artifact, facts: dict[str, Any]) -> Iterator[str]:
     yield from (f"  output: {_spec(one)}" for one in model.manifest.outputs)
     if made := model.manifest.made_by:
         yield f"  made by: {made.step} {made.version}"
-        yield f"  chain: {' → '.join(facts['chain'])}"
+        yield from (f"  {line}" for line in lineage.chain(model.manifest))
     if figures := lineage.figures(model.manifest.metrics):
         yield f"  figures: {', '.join(figures)}"
     yield from (f"  annotation: {key}={value}" for key, value in model.manifest.annotations.items())

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modelctl import digests, integrity
+from modelctl import digests, integrity, lineage
 from modelctl.artifact import Artifact, manifest_path
 from modelctl.crypto import keys, signing
 from modelctl.errors import ArtifactError, IntegrityError, UsageError
+from modelctl.manifest import Manifest
 from modelctl.options import VerifyOptions
 from modelctl.progress import Progress, silent
 from modelctl.report import Report
@@ -37,11 +38,11 @@ def verify(path: Path, options: VerifyOptions, progress: Progress = silent) -> R
         "bytes": model.size_bytes,
         "digest": model.digest,
         "manifest": model.manifest_sha256,
-        "chain": [one.made_by.step if one.made_by else "root" for one in model.manifest.history()],
+        "chain": lineage.steps(model.manifest),
         "roots": [{"name": name, "digest": digest, "file": roots.get(digest)} for digest, name in begins.items()],
         "signatures": [{"keyid": one.keyid, "verified_by": one.verified_by} for one in checked],
     }
-    return Report(subject=str(path), facts=facts, lines=_lines(facts, bool(public)))
+    return Report(subject=str(path), facts=facts, lines=_lines(model.manifest, facts, bool(public)))
 
 
 def _opened(path: Path) -> Artifact:
@@ -74,12 +75,12 @@ def _check_roots(path: Path, begins: dict[str, str], given: dict[str, str]) -> N
             raise IntegrityError(f"{path}: comes from {name} too (sha256:{digest}), which is none of the roots given")
 
 
-def _lines(facts: dict[str, Any], asked: bool) -> tuple[str, ...]:
+def _lines(described: Manifest, facts: dict[str, Any], asked: bool) -> tuple[str, ...]:
     signatures: Sequence[dict[str, Any]] = facts["signatures"]
     lines = [
         f"{facts['path']}  {facts['files']} file{'s'[: facts['files'] != 1]}, {facts['bytes']} bytes  "
         f"sha256:{facts['digest']}",
-        f"  chain: {' → '.join(facts['chain'])}",
+        *(f"  {line}" for line in lineage.chain(described)),
     ]
     for root in facts["roots"]:
         proof = f"is {root['file']}" if root["file"] else "not checked"

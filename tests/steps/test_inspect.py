@@ -95,6 +95,17 @@ def test_inspect_tells_what_an_artifact_is(capsys: Capture) -> None:
     assert facts["inputs"] == [{"name": "x", "dtype": "float32", "shape": ["batch", 1, 28, 28]}]
 
 
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_a_history_of_two_roots_is_told_as_log_draws_it(command: str, capsys: Capture) -> None:
+    Path("teacher.onnx").write_bytes(b"trained elsewhere")
+    make("student.onnx", "distill", "thin.onnx", "teacher.onnx")
+    drawn = told(capsys, "log", "student.onnx").splitlines()
+    lines = told(capsys, command, "student.onnx").splitlines()
+    place = lines.index("  chain:") + 1
+    assert lines[place : place + len(drawn)] == [f"    {line}" for line in drawn]
+    assert len(drawn) == 5 and drawn[-1].startswith("└── teacher  onnx  sha256:")
+
+
 def test_inspect_tells_of_signatures_and_that_they_are_not_checked(capsys: Capture) -> None:
     assert status_of(["sign", "thin.onnx", "--key", "author.pem", "-q"]) == 0
     capsys.readouterr()
