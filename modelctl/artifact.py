@@ -21,7 +21,7 @@ from modelctl import __version__, digests, manifest, record
 from modelctl.errors import ArtifactError, IntegrityError, UsageError
 from modelctl.manifest import Encryption, FileEntry, Manifest, Record, Step, TensorSpec
 from modelctl.options import StepOptions
-from modelctl.staging import stage
+from modelctl.staging import refuse_no_file, stage
 
 FORMATS = {
     ".onnx": "onnx",
@@ -315,8 +315,7 @@ def check_out(out: Path, origin: Origin) -> None:
         ) from error
     if not out.parent.is_dir():
         raise UsageError(f"{out}: no such folder: {out.parent}", f"mkdir -p {out.parent}")
-    if out.is_dir() or out.is_symlink():
-        raise UsageError(f"{out}: is a {'link' if out.is_symlink() else 'folder'}, not a file to write")
+    refuse_no_file(out)
     if not out.exists():
         return
     for parent in origin.parents:

@@ -87,6 +87,12 @@ def stage(target: Path, name: str, check: Callable[[], object] = lambda: None) -
             os.close(handle)
 
 
+def refuse_no_file(path: Path) -> None:
+    """UsageError where a file is to be written, but a link or a folder stands."""
+    if path.is_symlink() or path.is_dir():
+        raise UsageError(f"{path}: is a {'link' if path.is_symlink() else 'folder'}, not a file to write")
+
+
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
     """Hold back Ctrl-C and a request to end until the block is through, so that renames happen together."""

@@ -20,7 +20,7 @@ FLOORS = (
     ("manifest",),
     ("record", "staging"),
     ("artifact",),
-    ("integrity", "lineage"),
+    ("arrival", "integrity", "lineage"),
     ("data",),
     ("formats", "stores", "crypto"),
     ("graph",),

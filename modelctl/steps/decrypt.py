@@ -2,10 +2,11 @@
 
 import contextlib
 import os
+from functools import partial
 from pathlib import Path
 from typing import IO
 
-from modelctl import artifact, manifest
+from modelctl import arrival, artifact
 from modelctl.artifact import Artifact, format_of
 from modelctl.crypto import envelope, keys
 from modelctl.crypto.contents import Inside
@@ -32,17 +33,9 @@ def decrypt(model: Artifact, out: Path, options: DecryptOptions, progress: Progr
         writing = _Writing(model.path, staged, held, name, options.force)
         inside = envelope.unseal(model, opening, writing.sink, threads=options.thread_count(), progress=progress)
         writing.appear()
-        names = [entry.path for entry in inside.manifest.files]
-        primary = folder / names[0]
-        if inside.signature is not None:
-            names.append(names[0] + manifest.SIGNATURE_SUFFIX)
-            (staged.folder / names[-1]).write_bytes(inside.signature)
-        sidecar = names[0] + manifest.SUFFIX
-        (staged.folder / sidecar).write_bytes(inside.manifest_bytes)
-        for file in names:
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        staged.commit(names, sidecar, stale=lambda: writing.replaced(inside))
-    return Artifact.open(primary)
+        stale = partial(writing.replaced, inside)
+        arrival.settle(staged, inside.manifest, inside.manifest_bytes, inside.signature, stale)
+    return Artifact.open(folder / inside.manifest.files[0].path)
 
 
 class _Writing:
@@ -93,19 +86,16 @@ class _Writing:
 
     def _refuse(self, described: Manifest) -> None:
         target = self.staged.target
-        primary = described.files[0].path
-        if self.name not in (None, primary):
+        paths = arrival.paths_of(described, signed=True, name=str(self.source))
+        if self.name not in (None, paths[0]):
             raise UsageError(
-                f"{target / str(self.name)}: what is sealed is called {primary}, a name that its signature covers",
-                f"-o {target / primary}",
+                f"{target / str(self.name)}: what is sealed is called {paths[0]}, a name that its signature covers",
+                f"-o {target / paths[0]}",
             )
-        sidecars = [primary + manifest.SUFFIX, primary + manifest.SIGNATURE_SUFFIX]
-        for path in [*(entry.path for entry in described.files), *sidecars]:
-            _refuse_place(target, path)
+        for path in paths:
             if (target / path).exists() and self.source.samefile(target / path):
                 raise UsageError(f"{target / path}: is the input itself; a step leaves its input alone")
-            if os.path.lexists(target / path) and not self.force and not self._stands(described):
-                raise UsageError(f"{target / path}: stands already and is another", "add --force to replace it")
+        arrival.refuse(target, paths, replace=self.force or self._stands(described))
 
     def _stands(self, described: Manifest) -> bool:
         """Whether what stands is the very artifact that is being opened."""
@@ -122,13 +112,3 @@ def _unnamed_in(folder: Path) -> int | None:
         return os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666)
     except OSError:
         return None
-
-
-def _refuse_place(folder: Path, path: str) -> None:
-    """No file is written through a link or over a folder."""
-    target = folder / path
-    for parent in list(target.parents)[: path.count("/")]:
-        if parent.is_symlink() or (parent.exists() and not parent.is_dir()):
-            raise UsageError(f"{parent}: is not a plain folder, and {path} belongs into it")
-    if target.is_symlink() or target.is_dir():
-        raise UsageError(f"{target}: is a {'link' if target.is_symlink() else 'folder'}, not a file to write")

@@ -8,7 +8,7 @@ from modelctl.errors import UsageError
 from modelctl.options import KeygenOptions
 from modelctl.progress import Progress, silent
 from modelctl.report import Report
-from modelctl.staging import stage
+from modelctl.staging import refuse_no_file, stage
 
 
 def public_path(out: Path) -> Path:
@@ -26,8 +26,7 @@ def keygen(out: Path, options: KeygenOptions, progress: Progress = silent) -> Re
     if isinstance(made, keys.PrivateKey):
         texts[public_path(out)] = made.public.pem()
     for path in texts:
-        if path.is_dir() or path.is_symlink():
-            raise UsageError(f"{path}: is a {'link' if path.is_symlink() else 'folder'}, not a file to write")
+        refuse_no_file(path)
         if path.exists() and not options.force:
             raise UsageError(f"{path}: stands already, and a key once overwritten is lost", "choose another name")
     with stage(out.parent, out.name) as staged:

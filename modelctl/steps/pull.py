@@ -4,9 +4,10 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
-from modelctl import artifact, manifest
+from modelctl import arrival, artifact
 from modelctl.artifact import Artifact, signature_path
 from modelctl.crypto.keys import public_key
 from modelctl.crypto.signing import check_signature
@@ -29,27 +30,16 @@ def pull(ref: str, out: Path, options: PullOptions, progress: Progress = silent)
     keys = [(source, public_key(source)) for source in options.keys]
     with closing(open_store(wanted.store)) as store:
         found = find(store, wanted)
-        primary = _names(found)[0]
+        paths = arrival.paths_of(found.manifest, signed=found.signature is not None, name=str(wanted))
         check_signature(found.text, found.signature, keys, str(wanted))
         with _folder(out):
-            _refuse_overwriting(found, out, options.force)
+            _refuse_overwriting(found, out, paths, options.force)
             _refuse_filling(found, out)
-            with stage(out, primary) as staged:
+            with stage(out, paths[0]) as staged:
                 _write(found, staged, progress)
-                _commit(found, staged, options.force)
-            return Artifact.open(out / primary)
-
-
-def _names(found: Stored) -> list[str]:
-    """The paths that will be written, the primary one first; ArtifactError for a manifest that can't be laid out."""
-    paths = [entry.path for entry in found.manifest.files]
-    paths.append(paths[0] + manifest.SUFFIX)
-    if found.signature is not None:
-        paths.append(paths[0] + manifest.SIGNATURE_SUFFIX)
-    folders = {parent.as_posix().casefold() for path in paths for parent in Path(path).parents}
-    if "/" in paths[0] or folders & {path.casefold() for path in paths}:
-        raise ArtifactError(f"{found.ref}: its manifest lists files that get in each other's way")
-    return paths
+                stale = partial(_replaced, found, out, paths, options.force)
+                arrival.settle(staged, found.manifest, found.text, found.signature, stale)
+            return Artifact.open(out / paths[0])
 
 
 @contextlib.contextmanager
@@ -70,21 +60,19 @@ def _folder(out: Path) -> Iterator[None]:
         raise
 
 
-def _refuse_overwriting(found: Stored, out: Path, force: bool) -> None:
-    primary = out / found.manifest.files[0].path
-    for name in _names(found):
-        target = out / name
-        for parent in list(target.parents)[: name.count("/")]:
-            if parent.is_symlink() or (parent.exists() and not parent.is_dir()):
-                raise UsageError(f"{parent}: is not a plain folder, and {name} belongs into it")
-        if target.is_symlink() or target.is_dir():
-            raise UsageError(f"{target}: is a {'link' if target.is_symlink() else 'folder'}, not a file to write")
-        if not target.exists() or force:
-            continue
-        if not _is_same(found, primary):
-            raise UsageError(f"{target}: stands already and is not of this artifact", "add --force to replace it")
-        if target == signature_path(primary) and target.read_bytes() != found.signature:
-            raise UsageError(f"{target}: stands already and is another signature", "add --force to replace it")
+def _refuse_overwriting(found: Stored, out: Path, paths: list[str], force: bool) -> None:
+    arrival.refuse(out, paths, replace=force or _is_same(found, out / paths[0]))
+    signature = signature_path(out / paths[0])
+    if found.signature is not None and signature.exists() and not force and signature.read_bytes() != found.signature:
+        raise UsageError(f"{signature}: stands already and is another signature", "add --force to replace it")
+
+
+def _replaced(found: Stored, out: Path, paths: list[str], force: bool) -> list[str]:
+    """What an older version left in the way, after a last look whether that may be replaced."""
+    _refuse_overwriting(found, out, paths, force)
+    primary = out / paths[0]
+    # A signature that was made here for this very artifact is no leftover.
+    return [] if _is_same(found, primary) and not force else artifact.left_behind(primary)
 
 
 def _is_same(found: Stored, primary: Path) -> bool:
@@ -106,21 +94,3 @@ def _write(found: Stored, staged: Stage, progress: Progress) -> None:
         with file.open("xb") as out:
             for piece in pieces:
                 out.write(piece)
-
-
-def _commit(found: Stored, staged: Stage, force: bool) -> None:
-    names = [entry.path for entry in found.manifest.files]
-    primary, sidecar = staged.target / names[0], names[0] + manifest.SUFFIX
-    (staged.folder / sidecar).write_bytes(found.text)
-    if found.signature is not None:
-        names.append(names[0] + manifest.SIGNATURE_SUFFIX)
-        (staged.folder / names[-1]).write_bytes(found.signature)
-
-    def stale() -> list[str]:
-        _refuse_overwriting(found, staged.target, force)  # a last look, now that nobody else writes here
-        for name in names:
-            (staged.target / name).parent.mkdir(parents=True, exist_ok=True)
-        # A signature that was made here for this very artifact is no leftover.
-        return [] if _is_same(found, primary) and not force else artifact.left_behind(primary)
-
-    staged.commit(names, sidecar, stale=stale)

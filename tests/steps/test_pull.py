@@ -312,18 +312,18 @@ def interrupted(url: str, when: str) -> "subprocess.CompletedProcess[str]":
 import os, signal
 from modelctl.cli.main import main
 from modelctl.steps import pull
-real = pull._{when}
+real = pull.{when}
 def broken(*given):
-    real(*given) if "{when}" == "write" else None
+    real(*given) if "{when}" == "_write" else None
     os.kill(os.getpid(), signal.SIGINT)
-pull._{when} = broken
+pull.{when} = broken
 main()
 """
     command = [sys.executable, "-c", script, "pull", f"{url}/digits:1", "-o", "out"]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("when", ["write", "commit"])
+@pytest.mark.parametrize("when", ["_write", "arrival.settle"])
 def test_ctrl_c_leaves_nothing(url: str, when: str, tmp_path: Path) -> None:
     before = snapshot(tmp_path)
     done = interrupted(url, when)
