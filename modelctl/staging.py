@@ -43,7 +43,7 @@ class Stage:
         a function, it is asked when nobody else can commit into the folder any more, and may refuse by raising.
         """
         for name in (*names, last):
-            _sync(self.folder / name)
+            sync(self.folder / name)
         with _locked(self.target), _undisturbed():
             gone = stale() if callable(stale) else stale
             # Old manifest first: a crash in between leaves files without a manifest.
@@ -52,7 +52,7 @@ class Stage:
                 (self.target / name).unlink(missing_ok=True)
             for name in (*names, last):
                 (self.folder / name).replace(self.target / name)
-            _sync(self.target)
+            sync(self.target)
 
 
 @contextlib.contextmanager
@@ -148,7 +148,8 @@ def _sweep(left: Path) -> None:
         os.close(handle)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Return when a file, or the list of names that a folder is, has reached the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

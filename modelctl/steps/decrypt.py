@@ -23,7 +23,8 @@ def decrypt(model: Artifact, out: Path, options: DecryptOptions, progress: Progr
     """Write what is sealed in `model` to `out`: a folder, or a file of the very name that the sealed one had.
 
     The files appear when the last byte has been verified; whatever fails before leaves nothing of them. UsageError when
-    `out` has another name or would be lost, KeyFileError when no key fits, IntegrityError for a changed byte.
+    `out` has another name or would be lost, UnsupportedError for what is not sealed, KeyFileError when no key fits,
+    ArtifactError for what can't be laid out, IntegrityError for a changed byte.
     """
     if format_of(model.path) != "sealed":
         raise UnsupportedError(f"{model.path}: is not sealed")

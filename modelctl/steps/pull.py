@@ -23,8 +23,9 @@ from modelctl.stores.transfer import Stored, find
 def pull(ref: str, out: Path, options: PullOptions, progress: Progress = silent) -> Artifact:
     """Bring what stands under `ref`, `[STORE/]name:tag`, into the folder `out`, which is made if it is not there.
 
-    StoreError for a missing ref; IntegrityError for a wrong byte or a signature that `options.keys` ask for and that is
-    not there; UsageError when files of another artifact stand in the way and `options.force` is not given.
+    StoreError for a missing ref, or a disk too small for it; IntegrityError for a wrong byte or a signature that
+    `options.keys` ask for and that is not there; ArtifactError for a manifest that can't be laid out; UsageError when
+    files of another artifact stand in the way and `options.force` is not given; KeyFileError for a key of no use.
     """
     wanted = Ref.parse(ref)
     keys = [(source, public_key(source)) for source in options.keys]

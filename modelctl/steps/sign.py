@@ -1,7 +1,5 @@
 """`sign`: a DSSE envelope over an artifact's files and manifest, beside them."""
 
-import os
-
 from modelctl import integrity
 from modelctl.artifact import Artifact, signature_path
 from modelctl.crypto import keys, signing
@@ -9,7 +7,7 @@ from modelctl.errors import ArtifactError, IntegrityError, UsageError
 from modelctl.options import SignOptions
 from modelctl.progress import Progress, silent
 from modelctl.report import Report
-from modelctl.staging import stage
+from modelctl.staging import stage, sync
 
 
 def sign(model: Artifact, options: SignOptions, progress: Progress = silent) -> Report:  # noqa: ARG001 - as every step
@@ -32,10 +30,8 @@ def sign(model: Artifact, options: SignOptions, progress: Progress = silent) -> 
     checked = signing.check_signature(text, made, [(options.key, key.public)], str(model.path))
     out = signature_path(model.path)
     with stage(out.parent, out.name) as staged:
-        with (staged.folder / out.name).open("wb") as file:
-            file.write(made)
-            file.flush()
-            os.fsync(file.fileno())
+        (staged.folder / out.name).write_bytes(made)
+        sync(staged.folder / out.name)
         # One rename: whoever looks finds the old signatures or the new ones, never none.
         (staged.folder / out.name).replace(out)
     facts = {

@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from modelctl.errors import StoreError, UsageError
+from modelctl.staging import sync
 from modelctl.stores.store import PIECE_BYTES, MissingStoreError
 
 MARKER = "modelctl-store.json"
@@ -58,8 +59,8 @@ def _make(root: Path, create: bool) -> None:
     try:
         _write(new, [MARK])
         new.replace(root / MARKER)
-        _sync_folder(root)
-        _sync_folder(root.parent)
+        sync(root)
+        sync(root.parent)
     finally:
         new.unlink(missing_ok=True)
 
@@ -107,7 +108,7 @@ class FolderStore:
             target = self.root / key
             _make_folders(self.root, target.parent)
             new.replace(target)
-            _sync_folder(target.parent)
+            sync(target.parent)
 
     def ref(self, name: str, tag: str) -> tuple[int, bytes] | None:
         """See `Store.ref`."""
@@ -129,7 +130,7 @@ class FolderStore:
                 os.link(new, target)
             except FileExistsError:
                 return False
-            _sync_folder(target.parent)
+            sync(target.parent)
         return True
 
     def log(self, name: str, tag: str) -> list[bytes]:
@@ -195,12 +196,4 @@ def _make_folders(root: Path, folder: Path) -> None:
     if not folder.is_dir():
         _make_folders(root, folder.parent)
         folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync(folder.parent)
