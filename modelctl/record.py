@@ -50,7 +50,10 @@ def _is_count(text: str) -> bool:
 
 
 def options(given: Options) -> dict[str, Any]:
-    """`given` as the manifest keeps it: defaults included, what leaves no trace in the payload left out."""
+    """`given` as the manifest keeps it: defaults included, what leaves no trace in the payload left out.
+
+    UsageError or DataError for a path, data or a factory that is not there.
+    """
     remembered: dict[str, Any] = {}
     for name, mark in knobs(type(given)).items():
         value = getattr(given, name)
@@ -77,18 +80,26 @@ def _plain(value: Any) -> Any:
 
 
 def path(place: Path) -> dict[str, Any]:
-    """A file or folder as the manifest keeps it: its name and the digest of its content."""
+    """A file or folder as the manifest keeps it: its name and its digest; UsageError if there is none."""
     if not place.exists():
         raise UsageError(f"{place}: no such file")
     return {"name": place.resolve().name, "sha256": digests.of_path(place)}
 
 
+def is_factory(text: str) -> bool:
+    """Whether a text is spelled as a factory is, `module:name`; there need be none."""
+    module, _, name = text.partition(":")
+    return all(part.isidentifier() for part in [*module.split("."), name])
+
+
 def factory(reference: str) -> dict[str, Any]:
-    """`module:name` as the manifest keeps it: with the digest of each of the project's own files behind it."""
-    module, _, name = reference.partition(":")
-    if not all(part.isidentifier() for part in [*module.split("."), name]):
+    """`module:name` as the manifest keeps it: with the digest of each of the project's own files behind it.
+
+    UsageError when it is not spelled so, or a file behind it is not Python that can be read.
+    """
+    if not is_factory(reference):
         raise UsageError(f"{reference}: not module:factory", "--student net:Student")
-    return {"name": reference, "files": dict(sorted(_sources(module).items()))}
+    return {"name": reference, "files": dict(sorted(_sources(reference.partition(":")[0]).items()))}
 
 
 def _sources(module: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from modelctl.errors import ArtifactError, ModelctlError, UsageError
+from modelctl.record import is_factory
 
 
 class AuthorsCode(contextlib.AbstractContextManager["AuthorsCode"]):
@@ -61,9 +62,9 @@ def load(reference: str) -> tuple[Any, ModuleType]:
 
     UsageError when there is no such module or name, or it can't be called; ArtifactError when the module raises.
     """
-    name, _, attribute = reference.partition(":")
-    if not all(part.isidentifier() for part in [*name.split("."), attribute]):
+    if not is_factory(reference):
         raise UsageError(f"{reference}: not module:factory", "modelctl export net:make -o net.onnx")
+    name, _, attribute = reference.partition(":")
     with imports_from(Path.cwd(), name.partition(".")[0]):
         try:
             with AuthorsCode(reference):

@@ -249,14 +249,7 @@ def _source(run: str, named: str | None, model: str | None, earlier: Sequence[Pl
         if model is None:
             raise UsageError("there is nothing to read: no model, and no step before it", 'model = "model.onnx"')
         named = model
-    if run == "export" and _is_factory(named):
-        return named
-    return Path(named)
-
-
-def _is_factory(text: str) -> bool:
-    module, _, name = text.partition(":")
-    return all(part.isidentifier() for part in [*module.split("."), name])
+    return named if run == "export" and record.is_factory(named) else Path(named)
 
 
 def _check(step: PlannedStep, earlier: Sequence[PlannedStep]) -> None:

@@ -38,8 +38,7 @@ class Source:
     @classmethod
     def parse(cls, text: str) -> "Source":
         """The source that a user typed; UsageError or UnsupportedError when it is none that can be exported."""
-        module, colon, factory = text.partition(":")
-        if colon and factory.isidentifier() and all(part.isidentifier() for part in module.split(".")):
+        if record.is_factory(text):
             return cls(text, "factory")
         path = Path(text)
         if not path.is_file():
