@@ -16,6 +16,7 @@ from modelctl.data import Data, open_data
 from modelctl.errors import UnsupportedError, UsageError, missing_extra
 from modelctl.formats import onnx as onnx_format
 from modelctl.graph import clean, measure, parity
+from modelctl.graph.ranges import Range, integer_ranges
 from modelctl.graph.session import Session
 from modelctl.graph.signature import EXAMPLE, agree, parse_inputs
 from modelctl.manifest import TensorSpec
@@ -106,6 +107,7 @@ class _Found:
     reference: parity.Function
     inputs: tuple[TensorSpec, ...]
     sizes: Mapping[str, int]
+    ranges: Mapping[str, Range]  # of integer inputs that are indices
 
 
 def _refuse_losing(out: Path, made_from: Origin) -> None:
@@ -137,6 +139,7 @@ def _prove(
         parity.Tolerance(rtol=options.rtol, atol=options.atol, allow_vacuous=options.allow_vacuous),
         name=name,
         seed=options.seed,
+        ranges=found.ranges,
         samples=None if data is None else data.scored.inputs,
         progress=progress,
     )
@@ -156,7 +159,9 @@ def _adopted(parent: Artifact, options: ExportOptions) -> _Found:
         clean.name_dimensions(model, inputs)
     clean.strip(model)
     clean.check(model, name)
-    return _Found(model, reference.run, inputs, parity.find_sizes(reference.run, inputs, options.seed))
+    ranges = integer_ranges(model)
+    sizes = parity.find_sizes(reference.run, inputs, options.seed, ranges)
+    return _Found(model, reference.run, inputs, sizes, ranges)
 
 
 def _translated(source: Source, made_from: Origin, options: ExportOptions, progress: Progress) -> _Found:
@@ -180,7 +185,7 @@ def _translated(source: Source, made_from: Origin, options: ExportOptions, progr
         traced = _built(source, made_from, options, progress)
         sizes = parity.find_sizes(traced.run, traced.inputs, options.seed)
         model = lower.lower(traced, sizes, options.opset)
-    return _Found(model, traced.run, traced.inputs, sizes)
+    return _Found(model, traced.run, traced.inputs, sizes, integer_ranges(model))
 
 
 def _built(source: Source, made_from: Origin, options: ExportOptions, progress: Progress) -> "Traced":

@@ -1,5 +1,6 @@
 """The gate says no to everything that is not the same model, and yes to what is."""
 
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -212,6 +213,57 @@ def test_inputs_are_drawn_distinct_and_the_same_again() -> None:
     drawn = draw(kinds, {}, (0, 0))
     assert all(drawn[kind].dtype == kind for kind in drawn)
     assert set(drawn["int64"]) == {0, 1}
+
+
+def test_integers_are_drawn_over_the_whole_range_where_one_is_known() -> None:
+    tokens = TensorSpec(name="tokens", dtype="int32", shape=("n", 40))
+    drawn = [draw((tokens,), {"n": 8}, (0, seed), {"tokens": (-3, 96)})["tokens"] for seed in range(3)]
+    assert drawn[0].dtype == np.int32 and len(np.unique(drawn[0])) > 80
+    assert all(array.min() >= -3 and array.max() <= 96 for array in drawn)
+    assert (drawn[0].flat[0], drawn[1].flat[0]) == (-3, 96)
+
+
+def test_a_row_that_only_large_indices_reach_is_looked_at() -> None:
+    table = np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32)
+    other = table.copy()
+    other[2:] += 1
+    tokens = TensorSpec(name="tokens", dtype="int64", shape=("batch", 4))
+
+    def of(rows: Array) -> Function:
+        return lambda feeds: {"y": rows[feeds["tokens"]]}
+
+    def held(ranges: dict[str, tuple[int, int]]) -> dict[str, Any]:
+        return check(of(table), of(other), (tokens,), {"batch": 3}, Tolerance(), name="model", ranges=ranges)
+
+    assert held({})["max_difference"] == 0
+    with pytest.raises(CheckFailed, match="differs by 1"):
+        held({"tokens": (0, 49)})
+
+
+def test_answers_are_let_go_as_soon_as_they_are_seen() -> None:
+    alive: list[weakref.ref[Array]] = []
+    most = 0
+
+    def large(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        nonlocal most
+        answer = np.repeat(feeds["x"], 10, axis=1)
+        alive.append(weakref.ref(answer))
+        most = max(most, sum(one() is not None for one in alive))
+        return {"y": answer}
+
+    judged(large, large)
+    assert len(alive) > 18 and most <= 5
+
+
+def test_a_failure_is_explained_from_the_inputs_that_showed_it() -> None:
+    def explain(feeds: Mapping[str, Array]) -> str:
+        return f"seen with {len(feeds['x'])} samples"
+
+    def wrong(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return {"y": linear(feeds)["y"] + (len(feeds["x"]) == 3)}
+
+    with pytest.raises(CheckFailed, match=r"at batch 3 differs by 1, .*; seen with 3 samples"):
+        check(linear, wrong, (X,), {"batch": 3}, Tolerance(), name="model", explain=explain)
 
 
 def test_a_model_of_fixed_sizes_is_checked_at_those() -> None:
