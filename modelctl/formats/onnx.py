@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import uses_external_data
 
 from modelctl import digests
-from modelctl.artifact import Artifact, Payload
+from modelctl.artifact import Artifact, Payload, format_of
 from modelctl.errors import ArtifactError, UnsupportedError
 from modelctl.manifest import FileEntry, Manifest
 
@@ -40,13 +40,20 @@ def open_model(path: Path) -> Artifact:
     return Artifact(path, msgspec.structs.replace(found.manifest, files=tuple(entries)), None)
 
 
-def refuse_other(found: str, path: Path, step: str) -> None:
-    """UnsupportedError, with what to type first, if a model's format is not onnx, which is what `step` reads."""
+def refuse_other(described: Manifest, path: Path, step: str) -> None:
+    """UnsupportedError, with what to type first, if the model at `path` is not onnx, which is what `step` reads."""
+    found = described.format
     if found == "onnx":
         return
     step_before = "decrypt" if found == "sealed" else "export"
     hint = f"modelctl {step_before} {path} -o {path.with_suffix('.onnx').name}"
     raise UnsupportedError(f"{path}: {step} reads onnx, this is {found}", hint)
+
+
+def refuse_other_out(out: Path, step: str) -> None:
+    """UnsupportedError if `out` has another suffix than .onnx, which is what `step` writes; ArtifactError if none."""
+    if format_of(out) != "onnx":
+        raise UnsupportedError(f"{out}: {step} writes .onnx", f"-o {out.with_suffix('.onnx').name}")
 
 
 def parse(payload: Payload) -> onnx.ModelProto:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modelctl.artifact import Artifact, Draft, Origin, Payload, create, format_of
+from modelctl.artifact import Artifact, Draft, Origin, Payload, create
 from modelctl.data import Data, open_data
 from modelctl.data.samples import Array
 from modelctl.errors import CheckFailed, UnsupportedError, UsageError, missing_extra
@@ -22,8 +22,11 @@ LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime")
 
 
 def origin(model: Artifact, options: DistillOptions) -> Origin:
-    """What the student is made from: the teacher, and the samples and code that the options name."""
-    onnx_format.refuse_other(model.manifest.format, model.path, "distill")
+    """What the student is made from: the teacher, and the samples and code that the options name.
+
+    UnsupportedError for what is not onnx.
+    """
+    onnx_format.refuse_other(model.manifest, model.path, "distill")
     return Origin("distill", options, (model,), libraries=LIBRARIES)
 
 
@@ -32,10 +35,11 @@ def distill(model: Artifact, out: Path, options: DistillOptions, progress: Progr
 
     The teacher's answers are logits [N, classes], or probabilities, whose logarithms serve as well. Without labels the
     teacher's answers are learned alone. CheckFailed when the student is not smaller, or misses a budget;
-    UnsupportedError when the teacher is no classifier, the size can't be reached, or torch is missing.
+    UnsupportedError when the teacher is no classifier, the size can't be reached, or torch is missing; UsageError when
+    the student answers otherwise than its teacher; ArtifactError when its code fails; DataError for samples that don't
+    fit.
     """
-    if format_of(out) != "onnx":
-        raise UnsupportedError(f"{out}: distill writes .onnx", f"-o {out.with_suffix('.onnx').name}")
+    onnx_format.refuse_other_out(out, "distill")
     try:
         from modelctl.graph import training
     except ModuleNotFoundError as error:

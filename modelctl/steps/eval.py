@@ -52,7 +52,7 @@ def _opened(model: Artifact, options: EvalOptions, progress: Progress) -> Payloa
         payload = envelope.open_sealed(model, keys.opening(options), progress=progress)
     else:
         payload = model.load()
-    onnx_format.refuse_other(payload.manifest.format, model.path, "eval")
+    onnx_format.refuse_other(payload.manifest, model.path, "eval")
     return payload
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from onnx import numpy_helper
 
-from modelctl.artifact import Artifact, Origin, create, format_of
+from modelctl.artifact import Artifact, Origin, create
 from modelctl.data import open_data
 from modelctl.errors import ArtifactError, UnsupportedError
 from modelctl.formats import onnx as onnx_format
@@ -18,20 +18,20 @@ LIBRARIES = ("onnx", "numpy")
 
 
 def origin(model: Artifact, options: PruneOptions) -> Origin:
-    """What the result is made from: the model; the samples only judge it."""
-    onnx_format.refuse_other(model.manifest.format, model.path, "prune")
+    """What the result is made from: the model; the samples only judge it. UnsupportedError for what is not onnx."""
+    onnx_format.refuse_other(model.manifest, model.path, "prune")
     return Origin("prune", options, (model,), libraries=LIBRARIES)
 
 
 def prune(model: Artifact, out: Path, options: PruneOptions, progress: Progress = silent) -> Artifact:
     """`out`: the same graph with the weights that count least set to zero, over all tensors of rank ≥ 2.
 
-    CheckFailed when the test part of the data shows a larger loss than allowed. Zeros change neither the size of a
-    plain file nor its speed, and the step says so; a fine-tuning or a compressor may make use of them.
+    CheckFailed when the test part of the data shows a larger loss than allowed; UnsupportedError when there is nothing
+    to prune, ArtifactError for weights that are no numbers, DataError for samples that don't fit. Zeros change neither
+    the size of a plain file nor its speed, and the step says so; a fine-tuning or a compressor may make use of them.
     """
     made_from = origin(model, options)
-    if format_of(out) != "onnx":
-        raise UnsupportedError(f"{out}: prune writes .onnx", f"-o {out.with_suffix('.onnx').name}")
+    onnx_format.refuse_other_out(out, "prune")
     with create(out, made_from) as draft:
         payload = model.load()
         graph = onnx_format.parse(payload)

@@ -6,7 +6,7 @@ from typing import Any
 
 import onnx
 
-from modelctl.artifact import Artifact, Origin, Payload, create, format_of
+from modelctl.artifact import Artifact, Origin, Payload, create
 from modelctl.data import Data, open_data
 from modelctl.errors import ArtifactError, CheckFailed, UnsupportedError, UsageError
 from modelctl.formats import onnx as onnx_format
@@ -20,8 +20,11 @@ LIBRARIES = ("onnxruntime", "onnx", "onnxscript", "numpy")
 
 
 def origin(model: Artifact, options: QuantizeOptions) -> Origin:
-    """What the result is made from: the float model, and the samples to calibrate on."""
-    onnx_format.refuse_other(model.manifest.format, model.path, "quantize")
+    """What the result is made from: the float model, and the samples to calibrate on.
+
+    UnsupportedError for what is not onnx, UsageError for a method that lacks its samples.
+    """
+    onnx_format.refuse_other(model.manifest, model.path, "quantize")
     if options.method is Method.STATIC and options.data is None:
         raise UsageError("--method static needs samples to calibrate on", "add --data samples.npz")
     return Origin("quantize", options, (model,), libraries=LIBRARIES)
@@ -31,11 +34,11 @@ def quantize(model: Artifact, out: Path, options: QuantizeOptions, progress: Pro
     """`out`: the same model with weights in 8 bits, and activations too where the method is static or dynamic.
 
     Ranges come from the training part of the data, the figures from its test part. CheckFailed when the result is not
-    what was asked for (`measure.judge`); UnsupportedError when the model is quantized already, or can't be.
+    what was asked for (`measure.judge`); UnsupportedError when the model is quantized already, or can't be; UsageError
+    for a node to exclude that is not there; DataError for samples that don't fit.
     """
     made_from = origin(model, options)
-    if format_of(out) != "onnx":
-        raise UnsupportedError(f"{out}: quantize writes .onnx", f"-o {out.with_suffix('.onnx').name}")
+    onnx_format.refuse_other_out(out, "quantize")
     with create(out, made_from) as draft:
         payload = model.load()
         graph = _checked(onnx_format.parse(payload), model, options)
