@@ -7,7 +7,7 @@ each written once.
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -27,11 +27,12 @@ class Remembered(StrEnum):
     NOT = "not"  # not as an option: a place, a secret's source, a thread count; a key, whose id its step adds
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Knob:
     """What one option means: help text with its unit, inclusive range, flag, and how it is remembered."""
 
     text: str
+    _: KW_ONLY
     low: float | None = None
     high: float | None = None
     flag: str | None = None
@@ -46,24 +47,12 @@ class Knob:
         return "MODELCTL_" + self.flag_of(name).partition("/")[0].lstrip("-").replace("-", "_").upper()
 
 
-def knob(
-    text: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    flag: str | None = None,
-    remembered: Remembered = Remembered.VALUE,
-) -> Knob:
-    """A `Knob`, with its text first."""
-    return Knob(text=text, low=low, high=high, flag=flag, remembered=remembered)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What every step has."""
 
     threads: Annotated[
-        int, knob("threads to use; 0: as many as the container grants", low=0, high=4096, remembered=Remembered.NOT)
+        int, Knob("threads to use; 0: as many as the container grants", low=0, high=4096, remembered=Remembered.NOT)
     ] = 0
 
     def __post_init__(self) -> None:
@@ -104,7 +93,7 @@ def knobs(cls: type) -> Mapping[str, Knob]:
 
 def fields_of(cls: type) -> Mapping[str, tuple[Any, Knob]]:
     """The type and the `Knob` of each field of an options class, in order."""
-    return _fields_of(cls)
+    return _fields_of(cls)  # mypy takes no dataclass for the Hashable that a cached function asks for
 
 
 @cache

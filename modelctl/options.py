@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Annotated
 
 from modelctl.errors import UsageError
+from modelctl.knobs import Knob, Remembered
 from modelctl.knobs import Options as Options
-from modelctl.knobs import Remembered, knob
 from modelctl.knobs import granted_threads as granted_threads
 
 
@@ -70,10 +70,10 @@ class StepOptions(Options):
 
     annotations: Annotated[
         tuple[str, ...],
-        knob("key=value to keep in the manifest; repeatable", flag="--annotate", remembered=Remembered.NOT),
+        Knob("key=value to keep in the manifest; repeatable", flag="--annotate", remembered=Remembered.NOT),
     ] = ()
     force: Annotated[
-        bool, knob("overwrite OUT even if this command would not make the same again", remembered=Remembered.NOT)
+        bool, Knob("overwrite OUT even if this command would not make the same again", remembered=Remembered.NOT)
     ] = False
 
     def __post_init__(self) -> None:
@@ -89,8 +89,13 @@ class StepOptions(Options):
         return {key: value for key, _, value in (pair.partition("=") for pair in self.annotations)}
 
 
-DATA = knob(
+# Knobs that several steps have.
+DATA = Knob(
     "samples: an .npz file or a folder of IDX files, with #split=train|test and #limit=N", remembered=Remembered.DATA
+)
+PASSPHRASE = Knob("where the passphrase comes from: prompt, file:PATH or env:NAME", remembered=Remembered.NOT)
+SIGNERS = Knob(
+    "public key that must have signed: a path or env:NAME; repeatable", flag="--key", remembered=Remembered.NOT
 )
 
 
@@ -100,13 +105,13 @@ class MeasuredOptions(StepOptions):
 
     data: Annotated[str | None, DATA] = None
     max_drop: Annotated[
-        float | None, knob("largest loss of the metric, in percentage points, else exit 1", low=0, high=100)
+        float | None, Knob("largest loss of the metric, in percentage points, else exit 1", low=0, high=100)
     ] = None
     min_speedup: Annotated[
-        float | None, knob("smallest speed relative to the input, else exit 1", low=0, high=1000)
+        float | None, Knob("smallest speed relative to the input, else exit 1", low=0, high=1000)
     ] = None
-    allow_regression: Annotated[bool, knob("accept a result that is slower or larger than the input")] = False
-    seed: Annotated[int, knob("seed of every random choice", low=0, high=2**32 - 1)] = 0
+    allow_regression: Annotated[bool, Knob("accept a result that is slower or larger than the input")] = False
+    seed: Annotated[int, Knob("seed of every random choice", low=0, high=2**32 - 1)] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,60 +125,58 @@ class OpeningOptions(Options):
 
     identities: Annotated[
         tuple[str, ...],
-        knob(
+        Knob(
             "RSA private key that opens a sealed file: path or env:NAME; repeatable",
             flag="--identity",
             remembered=Remembered.NOT,
         ),
     ] = ()
     key_file: Annotated[
-        str | None, knob("AES key file that opens a sealed file: a path or env:NAME", remembered=Remembered.NOT)
+        str | None, Knob("AES key file that opens a sealed file: a path or env:NAME", remembered=Remembered.NOT)
     ] = None
-    passphrase: Annotated[
-        str | None, knob("where the passphrase comes from: prompt, file:PATH or env:NAME", remembered=Remembered.NOT)
-    ] = None
+    passphrase: Annotated[str | None, PASSPHRASE] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions(StepOptions):
     """`export`: into ONNX, parity proven."""
 
-    weights: Annotated[Path | None, knob("state dict of the model: .pt, .pth or .safetensors")] = None
-    inputs: Annotated[tuple[str, ...], knob("an input: 'name:dtype[batch,1,28,28]'; repeatable", flag="--input")] = ()
-    opset: Annotated[int, knob("ONNX operator set version", low=18, high=24)] = 20
-    rtol: Annotated[float, knob("largest difference allowed, relative to the spread of the output", low=0)] = 1e-4
-    atol: Annotated[float, knob("largest difference allowed, absolute", low=0)] = 1e-6
+    weights: Annotated[Path | None, Knob("state dict of the model: .pt, .pth or .safetensors")] = None
+    inputs: Annotated[tuple[str, ...], Knob("an input: 'name:dtype[batch,1,28,28]'; repeatable", flag="--input")] = ()
+    opset: Annotated[int, Knob("ONNX operator set version", low=18, high=24)] = 20
+    rtol: Annotated[float, Knob("largest difference allowed, relative to the spread of the output", low=0)] = 1e-4
+    atol: Annotated[float, Knob("largest difference allowed, absolute", low=0)] = 1e-6
     data: Annotated[str | None, DATA] = None
-    allow_vacuous: Annotated[bool, knob("accept outputs that do not depend on the input")] = False
-    unsafe_pickle: Annotated[bool, knob("load a pickle that can run code; only for files you made yourself")] = False
-    seed: Annotated[int, knob("seed of the inputs that parity is checked on", low=0, high=2**32 - 1)] = 0
+    allow_vacuous: Annotated[bool, Knob("accept outputs that do not depend on the input")] = False
+    unsafe_pickle: Annotated[bool, Knob("load a pickle that can run code; only for files you made yourself")] = False
+    seed: Annotated[int, Knob("seed of the inputs that parity is checked on", low=0, high=2**32 - 1)] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeOptions(MeasuredOptions):
     """`quantize`: fewer bits."""
 
-    method: Annotated[Method | None, knob("how; by default static with --data, weight-only without")] = None
-    bits: Annotated[int, knob("bits of a weight", low=8, high=8)] = 8
-    calibration: Annotated[Calibration, knob("how the ranges of activations are found")] = Calibration.MINMAX
-    per_channel: Annotated[bool, knob("one scale a channel, not one a tensor", flag="--per-channel/--per-tensor")] = (
+    method: Annotated[Method | None, Knob("how; by default static with --data, weight-only without")] = None
+    bits: Annotated[int, Knob("bits of a weight", low=8, high=8)] = 8
+    calibration: Annotated[Calibration, Knob("how the ranges of activations are found")] = Calibration.MINMAX
+    per_channel: Annotated[bool, Knob("one scale a channel, not one a tensor", flag="--per-channel/--per-tensor")] = (
         True
     )
-    samples: Annotated[int, knob("samples to calibrate on", low=1)] = 512
+    samples: Annotated[int, Knob("samples to calibrate on", low=1)] = 512
     op_types: Annotated[
-        tuple[str, ...], knob("operator type to quantize; repeatable; by default those that gain", flag="--op-type")
+        tuple[str, ...], Knob("operator type to quantize; repeatable; by default those that gain", flag="--op-type")
     ] = ()
-    excludes: Annotated[tuple[str, ...], knob("node to leave in float; repeatable", flag="--exclude")] = ()
+    excludes: Annotated[tuple[str, ...], Knob("node to leave in float; repeatable", flag="--exclude")] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneOptions(MeasuredOptions):
     """`prune`: fewer weights."""
 
-    sparsity: Annotated[float | None, knob("share of the weights to set to zero, 0 to 1", low=0, high=1)] = None
-    threshold: Annotated[float | None, knob("set weights of a smaller magnitude to zero", low=0)] = None
-    keep: Annotated[int | None, knob("how many weights to keep: the exact top-k projection", low=0)] = None
-    scope: Annotated[Scope, knob("rank weights over the whole net or in each tensor")] = Scope.GLOBAL
+    sparsity: Annotated[float | None, Knob("share of the weights to set to zero, 0 to 1", low=0, high=1)] = None
+    threshold: Annotated[float | None, Knob("set weights of a smaller magnitude to zero", low=0)] = None
+    keep: Annotated[int | None, Knob("how many weights to keep: the exact top-k projection", low=0)] = None
+    scope: Annotated[Scope, Knob("rank weights over the whole net or in each tensor")] = Scope.GLOBAL
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -185,18 +188,18 @@ class PruneOptions(MeasuredOptions):
 class DistillOptions(MeasuredOptions):
     """`distill`: a smaller student."""
 
-    student: Annotated[str | None, knob("the student's code, module:factory", remembered=Remembered.FACTORY)] = None
-    student_size: Annotated[int | None, knob("largest number of parameters of a plain MLP or CNN student", low=1)] = (
+    student: Annotated[str | None, Knob("the student's code, module:factory", remembered=Remembered.FACTORY)] = None
+    student_size: Annotated[int | None, Knob("largest number of parameters of a plain MLP or CNN student", low=1)] = (
         None
     )
-    temperature: Annotated[float, knob("temperature of the softened answers", low=0.01, high=1000)] = 4.0
-    alpha: Annotated[float, knob("weight of the teacher's answers against the labels, 0 to 1", low=0, high=1)] = 0.9
-    epochs: Annotated[int, knob("passes over the training samples", low=1)] = 5
-    batch_size: Annotated[int, knob("samples a step", low=2)] = 128
-    optimizer: Annotated[Optimizer, knob("how the student learns: adamw, or sgd with Nesterov momentum")] = (
+    temperature: Annotated[float, Knob("temperature of the softened answers", low=0.01, high=1000)] = 4.0
+    alpha: Annotated[float, Knob("weight of the teacher's answers against the labels, 0 to 1", low=0, high=1)] = 0.9
+    epochs: Annotated[int, Knob("passes over the training samples", low=1)] = 5
+    batch_size: Annotated[int, Knob("samples a step", low=2)] = 128
+    optimizer: Annotated[Optimizer, Knob("how the student learns: adamw, or sgd with Nesterov momentum")] = (
         Optimizer.ADAMW
     )
-    lr: Annotated[float, knob("largest learning rate of the one-cycle schedule", low=1e-9, high=10)] = 2e-3
+    lr: Annotated[float, Knob("largest learning rate of the one-cycle schedule", low=1e-9, high=10)] = 2e-3
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -212,19 +215,17 @@ class EncryptOptions(StepOptions):
 
     recipients: Annotated[
         tuple[str, ...],
-        knob(
+        Knob(
             "RSA public key that may open it: a path or env:NAME; repeatable",
             flag="--recipient",
             remembered=Remembered.NOT,
         ),
     ] = ()
     key_file: Annotated[
-        str | None, knob("AES key file that may open it: a path or env:NAME", remembered=Remembered.NOT)
+        str | None, Knob("AES key file that may open it: a path or env:NAME", remembered=Remembered.NOT)
     ] = None
-    passphrase: Annotated[
-        str | None, knob("where the passphrase comes from: prompt, file:PATH or env:NAME", remembered=Remembered.NOT)
-    ] = None
-    private: Annotated[bool, knob("keep lineage and metrics out of the outer manifest")] = False
+    passphrase: Annotated[str | None, PASSPHRASE] = None
+    private: Annotated[bool, Knob("keep lineage and metrics out of the outer manifest")] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -238,37 +239,32 @@ class EncryptOptions(StepOptions):
 class DecryptOptions(OpeningOptions):
     """`decrypt`: back to the plain artifact, manifest and signature as they were."""
 
-    force: Annotated[bool, knob("overwrite OUT", remembered=Remembered.NOT)] = False
+    force: Annotated[bool, Knob("overwrite OUT", remembered=Remembered.NOT)] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeygenOptions(Options):
     """`keygen`: keys to encrypt for and to sign with."""
 
-    type: Annotated[KeyType, knob("rsa: recipients; aes: a shared secret; ed25519: signing")] = KeyType.ED25519
-    bits: Annotated[int, knob("size of an RSA key", low=2048, high=16384)] = 3072
-    force: Annotated[bool, knob("overwrite an existing key")] = False
+    type: Annotated[KeyType, Knob("rsa: recipients; aes: a shared secret; ed25519: signing")] = KeyType.ED25519
+    bits: Annotated[int, Knob("size of an RSA key", low=2048, high=16384)] = 3072
+    force: Annotated[bool, Knob("overwrite an existing key")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class SignOptions(Options):
     """`sign`: a DSSE envelope over file and manifest."""
 
-    key: Annotated[str | None, knob("Ed25519 or RSA private key: a path or env:NAME", remembered=Remembered.NOT)] = None
+    key: Annotated[str | None, Knob("Ed25519 or RSA private key: a path or env:NAME", remembered=Remembered.NOT)] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions(Options):
     """`verify`: the files, the chain, the signatures."""
 
-    keys: Annotated[
-        tuple[str, ...],
-        knob(
-            "public key that must have signed: a path or env:NAME; repeatable", flag="--key", remembered=Remembered.NOT
-        ),
-    ] = ()
+    keys: Annotated[tuple[str, ...], SIGNERS] = ()
     roots: Annotated[
-        tuple[Path, ...], knob("trained checkpoint that the lineage must begin with; repeatable", flag="--root")
+        tuple[Path, ...], Knob("trained checkpoint that the lineage must begin with; repeatable", flag="--root")
     ] = ()
 
 
@@ -276,20 +272,15 @@ class VerifyOptions(Options):
 class PushOptions(Options):
     """`push`: into a store, under a tag."""
 
-    force: Annotated[bool, knob("move the tag even if it stands on something else")] = False
+    force: Annotated[bool, Knob("move the tag even if it stands on something else")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class PullOptions(Options):
     """`pull`: out of a store, verified on the way in."""
 
-    force: Annotated[bool, knob("overwrite files of another artifact")] = False
-    keys: Annotated[
-        tuple[str, ...],
-        knob(
-            "public key that must have signed: a path or env:NAME; repeatable", flag="--key", remembered=Remembered.NOT
-        ),
-    ] = ()
+    force: Annotated[bool, Knob("overwrite files of another artifact")] = False
+    keys: Annotated[tuple[str, ...], SIGNERS] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,19 +288,19 @@ class EvalOptions(OpeningOptions):
     """`eval`: accuracy, latency, size; gates."""
 
     data: Annotated[str | None, DATA] = None
-    metric: Annotated[Metric, knob("how answers are scored; auto: top1 for integer labels, else rmse")] = Metric.AUTO
-    baseline: Annotated[Path | None, knob("model to compare with, timed in turns with this one")] = None
-    min_accuracy: Annotated[float | None, knob("smallest accuracy, 0 to 1, else exit 1", low=0, high=1)] = None
+    metric: Annotated[Metric, Knob("how answers are scored; auto: top1 for integer labels, else rmse")] = Metric.AUTO
+    baseline: Annotated[Path | None, Knob("model to compare with, timed in turns with this one")] = None
+    min_accuracy: Annotated[float | None, Knob("smallest accuracy, 0 to 1, else exit 1", low=0, high=1)] = None
     max_latency_ms: Annotated[
-        float | None, knob("largest median latency of a batch, in milliseconds, else exit 1", low=0)
+        float | None, Knob("largest median latency of a batch, in milliseconds, else exit 1", low=0)
     ] = None
-    max_size_mb: Annotated[float | None, knob("largest size, in megabytes (10^6 bytes), else exit 1", low=0)] = None
+    max_size_mb: Annotated[float | None, Knob("largest size, in megabytes (10^6 bytes), else exit 1", low=0)] = None
     max_drop: Annotated[
-        float | None, knob("largest loss against --baseline, in percentage points, else exit 1", low=0, high=100)
+        float | None, Knob("largest loss against --baseline, in percentage points, else exit 1", low=0, high=100)
     ] = None
-    min_speedup: Annotated[float | None, knob("smallest speed relative to --baseline, else exit 1", low=0)] = None
-    batch: Annotated[int, knob("samples in a timed batch", low=1)] = 1
-    seed: Annotated[int, knob("seed of the split of a single file", low=0, high=2**32 - 1)] = 0
+    min_speedup: Annotated[float | None, Knob("smallest speed relative to --baseline, else exit 1", low=0)] = None
+    batch: Annotated[int, Knob("samples in a timed batch", low=1)] = 1
+    seed: Annotated[int, Knob("seed of the split of a single file", low=0, high=2**32 - 1)] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -327,23 +318,23 @@ class ServeOptions(OpeningOptions):
 
     threads: Annotated[
         int,
-        knob(
+        Knob(
             "threads that one run of a model uses; 0: as many as the container grants",
             low=0,
             high=4096,
             remembered=Remembered.NOT,
         ),
     ] = 1
-    host: Annotated[str, knob("address to listen on")] = "127.0.0.1"
-    port: Annotated[int, knob("port to listen on; 0: any free one", low=0, high=65535)] = 8080
-    name: Annotated[str | None, knob("name to serve a single model under; by default its file's")] = None
+    host: Annotated[str, Knob("address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Knob("port to listen on; 0: any free one", low=0, high=65535)] = 8080
+    name: Annotated[str | None, Knob("name to serve a single model under; by default its file's")] = None
     require_signature: Annotated[
-        str | None, knob("public key that must have signed every model: a path or env:NAME", remembered=Remembered.NOT)
+        str | None, Knob("public key that must have signed every model: a path or env:NAME", remembered=Remembered.NOT)
     ] = None
-    max_batch: Annotated[int, knob("most samples of several requests in one run of the model", low=1)] = 64
-    max_queue: Annotated[int, knob("most requests waiting for a model; more are answered 429", low=1)] = 256
-    max_body_mb: Annotated[float, knob("largest request body, in megabytes (10^6 bytes)", low=0.001)] = 64.0
-    timeout_s: Annotated[float, knob("longest time a request may wait for its answer, in seconds", low=0.01)] = 30.0
+    max_batch: Annotated[int, Knob("most samples of several requests in one run of the model", low=1)] = 64
+    max_queue: Annotated[int, Knob("most requests waiting for a model; more are answered 429", low=1)] = 256
+    max_body_mb: Annotated[float, Knob("largest request body, in megabytes (10^6 bytes)", low=0.001)] = 64.0
+    timeout_s: Annotated[float, Knob("longest time a request may wait for its answer, in seconds", low=0.01)] = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)

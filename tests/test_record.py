@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from modelctl import digests, record
 from modelctl.errors import DataError, UsageError
-from modelctl.knobs import knob
+from modelctl.knobs import Knob
 from modelctl.options import DistillOptions, EncryptOptions, ExportOptions, QuantizeOptions, StepOptions
 from modelctl.record import DataRef
 
@@ -90,7 +90,7 @@ def test_a_folder_is_remembered_by_all_that_is_in_it(tmp_path: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class PathsOptions(StepOptions):
-    places: Annotated[tuple[Path, ...], knob("places")] = ()
+    places: Annotated[tuple[Path, ...], Knob("places")] = ()
 
 
 def test_a_missing_path_is_a_usage_error(tmp_path: Path) -> None:

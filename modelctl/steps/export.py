@@ -61,7 +61,10 @@ class Source:
 
 
 def origin(source: Source, options: ExportOptions) -> Origin:
-    """What an export is made from: the factory's files and the weights, or the file."""
+    """What an export is made from: the factory's files and the weights, or the file.
+
+    UsageError for a factory that can't be read or weights that nothing takes, ArtifactError for a file that is none.
+    """
     libraries = LIBRARIES if source.format == "onnx" else ("torch", *LIBRARIES)
     if source.format == "factory":
         parents = (Artifact.open(options.weights),) if options.weights is not None else ()
@@ -76,10 +79,10 @@ def export(source: Source, out: Path, options: ExportOptions, progress: Progress
     """`out`: the source as ONNX, clean, the same bytes each time, and proven equal to it.
 
     CheckFailed when it is not equal or a dimension that was to be free is not; ArtifactError when the source is not
-    sound; UnsupportedError when it can't be written as ONNX, or torch is needed and missing.
+    sound; UnsupportedError when it can't be written as ONNX, or torch is needed and missing; UsageError for inputs that
+    are not the source's, or an `out` that would be lost; DataError for samples that don't fit.
     """
-    if format_of(out) != "onnx":
-        raise UnsupportedError(f"{out}: export writes .onnx", f"-o {out.with_suffix('.onnx').name}")
+    onnx_format.refuse_other_out(out, "export")
     made_from = origin(source, options)
     _refuse_losing(out, made_from)
     with create(out, made_from) as draft:
