@@ -1,5 +1,5 @@
 """`python -m modelctl` is `modelctl`."""
 
-from modelctl.cli.main import main
+from modelctl.cli.start import main
 
 main()

@@ -82,7 +82,8 @@ def stage(target: Path, name: str, check: Callable[[], object] = lambda: None) -
             raise OSError(error.errno, error.strerror, str(target / name)) from error
         raise
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with _undisturbed():  # people press Ctrl-C twice
+            shutil.rmtree(folder, ignore_errors=True)
         if handle >= 0:
             os.close(handle)
 

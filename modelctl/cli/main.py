@@ -3,8 +3,10 @@
 0 done · 1 the answer is no · 2 could not · 70 a bug · 130 Ctrl-C · 143 asked to end · 141 nobody reads the output
 """
 
+import contextlib
 import signal
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from io import TextIOWrapper
 from types import FrameType
@@ -76,6 +78,20 @@ def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)  # so that every `with` and `finally` on the way out is run
 
 
+@contextlib.contextmanager
+def _uncovered() -> Iterator[None]:
+    """Ctrl-C is Ctrl-C, also when a library that was being loaded made an error of its own of it."""
+    try:
+        yield
+    except Exception as error:
+        found: BaseException | None = error
+        while found is not None and not isinstance(found, KeyboardInterrupt):
+            found = found.__cause__ or found.__context__
+        if found is not None:
+            raise KeyboardInterrupt from error
+        raise
+
+
 def status_of(argv: list[str]) -> int:
     """Run one command line and return its exit status; everything it has to say has been printed."""
     console = Console(
@@ -90,7 +106,8 @@ def status_of(argv: list[str]) -> int:
         parsed: Any = get_command(build(only))(args=argv, prog_name="modelctl", standalone_mode=False)
         if isinstance(parsed, Run):
             console = parsed.console
-            parsed.act()
+            with _uncovered():
+                parsed.act()
             return 0
         return console.stopped(parsed) if parsed in STOPPED else int(parsed or 0)
     except ModelctlError as error:
@@ -114,8 +131,21 @@ def status_of(argv: list[str]) -> int:
         return console.bug(error)
 
 
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    # What is torn down half-built complains that it is; nobody needs to hear of it.
+    sys.unraisablehook = _again_if_interrupted
+    raise KeyboardInterrupt
+
+
+def _again_if_interrupted(lost: "sys.UnraisableHookArgs") -> None:
+    if isinstance(lost.exc_value, KeyboardInterrupt):  # it fell into a finalizer, which can't be stopped
+        signal.raise_signal(signal.SIGINT)
+
+
 def main() -> NoReturn:
-    """The entry point of the `modelctl` script."""
+    """The program; `start` is where it begins."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
@@ -127,4 +157,5 @@ def main() -> NoReturn:
         status = status_of(sys.argv[1:])
     except OutputGone:  # while telling of something else
         status = 141
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is over: what is torn down now is torn down in peace
     sys.exit(status)
