@@ -143,7 +143,10 @@ class ExportOptions(StepOptions):
 
     weights: Annotated[Path | None, Knob("state dict of the model: .pt, .pth or .safetensors")] = None
     inputs: Annotated[tuple[str, ...], Knob("an input: 'name:dtype[batch,1,28,28]'; repeatable", flag="--input")] = ()
-    opset: Annotated[int, Knob("ONNX operator set version", low=18, high=24)] = 20
+    opset: Annotated[
+        int | None,
+        Knob("ONNX operator set version; by default 20 from torch, and what it is of an .onnx file", low=18, high=24),
+    ] = None
     rtol: Annotated[float, Knob("largest difference allowed, relative to the spread of the output", low=0)] = 1e-4
     atol: Annotated[float, Knob("largest difference allowed, absolute", low=0)] = 1e-6
     data: Annotated[str | None, DATA] = None

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import onnx
 import onnx_ir as ir
 import onnxscript.rewriter as rewriter
+from onnx import version_converter
 from onnx_ir.passes import common as passes
 from onnxscript.optimizer import fold_constants
 from onnxscript.rewriter.rules.common import _fuse_batchnorm
@@ -132,6 +133,30 @@ def _refuse_custom(model: onnx.ModelProto, name: str) -> None:
             for attribute in node.attribute:
                 graphs += [attribute.g] if attribute.HasField("g") else []
                 graphs += attribute.graphs
+
+
+def raised(model: onnx.ModelProto, opset: int, name: str) -> onnx.ModelProto:
+    """The same model in a later operator set, by ONNX's own version converter; the model itself if it is in that one.
+
+    UnsupportedError where it can't be had: an earlier one, an operator that has changed its meaning.
+    """
+    current = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), opset)
+    if current == opset:
+        return model
+    if current > opset:
+        raise UnsupportedError(f"{name}: is of opset {current}, and can't be lowered to {opset}", f"--opset {current}")
+    foreign = sorted({one.domain for one in model.opset_import} - {"", "ai.onnx"})
+    if foreign or model.functions or model.ByteSize() > CHECKED_BYTES:
+        what = f"uses {foreign[0]}" if foreign else "has functions of its own" if model.functions else "is too large"
+        raise UnsupportedError(f"{name}: {what}, and can't be raised to opset {opset}", "export it without --opset")
+    try:
+        made = version_converter.convert_version(model, opset)
+    except (RuntimeError, version_converter.ConvertError) as error:
+        told = " ".join(str(error).split())[:200]
+        what = f"{name}: is of opset {current}, and can't be raised to {opset}: {told}"
+        raise UnsupportedError(what, "export it without --opset") from error
+    made.ir_version = max(made.ir_version, model.ir_version, FIRST_IR_WITH_HIDDEN_WEIGHTS)
+    return made
 
 
 def check(model: onnx.ModelProto, name: str) -> None:

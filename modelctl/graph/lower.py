@@ -10,6 +10,8 @@ from modelctl.formats import program as torch_program
 from modelctl.formats.program import Traced
 from modelctl.graph import clean, parity
 
+OPSET = 20  # unless another one is asked for
+
 
 def lower(model: Traced, sizes: Mapping[str, int], opset: int) -> onnx.ModelProto:
     """The module as ONNX, in evaluation mode, traced at `sizes` (see `parity.find_sizes`); parity is not yet proven.

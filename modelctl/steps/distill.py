@@ -12,7 +12,7 @@ from modelctl.errors import CheckFailed, UnsupportedError, UsageError, missing_e
 from modelctl.formats import onnx as onnx_format
 from modelctl.graph import measure, parity, weights
 from modelctl.graph.session import Session
-from modelctl.options import DistillOptions, ExportOptions
+from modelctl.options import DistillOptions
 from modelctl.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _write(student: "Traced", data: Data, draft: Draft, options: DistillOptions,
 
     progress.advance("tracing", 0, 1)
     sizes = parity.find_sizes(student.run, student.inputs, options.seed)
-    onnx_format.save(lower.lower(student, sizes, ExportOptions.opset), draft.path)
+    onnx_format.save(lower.lower(student, sizes, lower.OPSET), draft.path)
     candidate = Session(onnx_format.written(draft.path), options.thread_count())
     return parity.check(
         student.run,

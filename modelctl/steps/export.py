@@ -149,11 +149,13 @@ def _prove(
 
 
 def _adopted(parent: Artifact, options: ExportOptions) -> _Found:
-    """An ONNX file of someone else, checked and clean, its weights taken in, its operator set as it was."""
+    """An ONNX file of someone else, checked and clean, its weights taken in, its operator set as it was or as asked."""
     payload = parent.load()
     name = str(parent.path)
     model = onnx_format.parse(payload)
     clean.adopt(model, name)
+    if options.opset is not None:
+        model = clean.raised(model, options.opset, name)
     reference = Session(payload, options.thread_count())
     # The source's own unnamed dimensions have their names only in what is made of it.
     inputs = Session(onnx_format.payload_of(model, payload), options.thread_count()).inputs
@@ -177,17 +179,18 @@ def _translated(source: Source, made_from: Origin, options: ExportOptions, progr
     from modelctl.graph import lower
 
     torch.set_num_threads(options.thread_count())
+    opset = options.opset or lower.OPSET
     if source.format == "pt2":
         program = pt2.read(made_from.parents[0], options.unsafe_pickle)
         traced = pt2.traced(program, source.text)
         if options.inputs:
             traced = traced.called(agree(traced.inputs, parse_inputs(options.inputs), source.text, rename=True))
         sizes = parity.find_sizes(traced.run, traced.inputs, options.seed)
-        model = lower.lower_program(traced, program, sizes, options.opset)
+        model = lower.lower_program(traced, program, sizes, opset)
     else:
         traced = _built(source, made_from, options, progress)
         sizes = parity.find_sizes(traced.run, traced.inputs, options.seed)
-        model = lower.lower(traced, sizes, options.opset)
+        model = lower.lower(traced, sizes, opset)
     return _Found(model, traced.run, traced.inputs, sizes, integer_ranges(model))
 
 

@@ -63,6 +63,26 @@ def test_a_foreign_file_becomes_an_artifact_with_itself_as_root(tmp_path: Path) 
         assert word not in own.path.read_bytes()
 
 
+def test_the_operator_set_is_raised_where_that_is_asked_for(tmp_path: Path) -> None:
+    softmax = helper.make_node("Softmax", ["x"], ["y"], axis=1)  # whose meaning changed with opset 13
+    own = adopt(model(("batch", 3), opset=11, nodes=[softmax]), tmp_path, opset=21)
+    assert [one.version for one in onnx.load(own.path).opset_import] == [21]
+    assert own.manifest.made_by is not None and own.manifest.made_by.options["opset"] == 21
+    assert own.manifest.metrics["parity"]["max_difference"] < 1e-6
+    again = export(Source.parse(str(own.path)), tmp_path / "again.onnx", ExportOptions(opset=21))
+    assert again.digest == own.digest
+
+
+def test_an_operator_set_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="is of opset 20, and can't be lowered to 18"):
+        adopt(model(opset=20), tmp_path, opset=18)
+    fused = model(nodes=[helper.make_node("FusedMatMul", ["x", "w"], ["y"], domain="com.microsoft")])
+    fused.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    with pytest.raises(UnsupportedError, match=r"uses com\.microsoft, and can't be raised to opset 20"):
+        adopt(fused, tmp_path, opset=20)
+    assert not (tmp_path / "own.onnx").exists()
+
+
 @pytest.mark.parametrize("free", [None, -1])
 def test_free_dimensions_without_a_name_get_one(tmp_path: Path, free: int | None) -> None:
     made = model((free, 4))
