@@ -14,21 +14,21 @@ MOST_INDENT = 400  # letters; a hostile chain of ten thousand is not told in ten
 def figures(metrics: Mapping[str, Any]) -> list[str]:
     """The figures worth a place on a line: score, loss of it, parameters, zeros, size, time and speed."""
     found = []
-    score, lost = _number(metrics, "accuracy", "value"), _number(metrics, "drop_pp")
+    score, lost = number_at(metrics, "accuracy", "value"), number_at(metrics, "drop_pp")
     if score is not None:
         name = _at(metrics, "accuracy", "metric")
         found.append(f"rmse {score:.4g}" if name == "rmse" else f"{name} {100 * score:.2f} %")
     if lost is not None:
         found.append(f"{0 - lost:+.2f} points")
-    if (count := _number(metrics, "parameters")) is not None:
+    if (count := number_at(metrics, "parameters")) is not None:
         found.append(f"{count:,.0f} parameters")
-    if zeros := _number(metrics, "sparsity"):
+    if zeros := number_at(metrics, "sparsity"):
         found.append(f"{100 * zeros:.1f} % zeros")
-    if (size := _number(metrics, "size_bytes")) is not None:
+    if (size := number_at(metrics, "size_bytes")) is not None:
         found.append(megabytes(size))
-    if (time := _number(metrics, "latency", "p50_ms")) is not None:
+    if (time := number_at(metrics, "latency", "p50_ms")) is not None:
         found.append(f"{time:.3g} ms")
-    if (speed := _number(metrics, "latency", "speedup", "value")) is not None:
+    if (speed := number_at(metrics, "latency", "speedup", "value")) is not None:
         found.append(f"×{speed:.2f} as fast")
     return found
 
@@ -48,11 +48,12 @@ def _at(plain: Any, *path: str) -> Any:
     return plain
 
 
-def _number(metrics: Mapping[str, Any], *path: str) -> float | None:
+def number_at(metrics: Mapping[str, Any], *path: str) -> float | None:
+    """The number that stands below these names, one in the other; None where there is none that can be shown."""
     value = _at(metrics, *path)
-    return (
-        float(value) if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e18 else None
-    )
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e18:
+        return None
+    return float(value)
 
 
 def steps(described: Manifest) -> list[str]:

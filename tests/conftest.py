@@ -50,7 +50,7 @@ def make_artifact(tmp_path: Path) -> Callable[..., Artifact]:
             draft.path.write_bytes(data)
             for beside, content in (more or {}).items():
                 (draft.path.parent / beside).write_bytes(content)
-            draft.metrics = {"accuracy": 0.75}
+            draft.metrics = {"accuracy": {"metric": "top1", "value": 0.75}}
         return Artifact.open(out)
 
     return make

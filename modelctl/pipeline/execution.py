@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from modelctl import integrity
+from modelctl import integrity, lineage
 from modelctl.artifact import Artifact
 from modelctl.errors import ArtifactError, IntegrityError, ModelctlError
 from modelctl.options import Options
@@ -158,27 +158,20 @@ def _row(step: PlannedStep, state: str, answer: Artifact | Report | None) -> Row
         row |= {
             "file": str(answer.path),
             "size_bytes": answer.size_bytes,
-            "accuracy": _accuracy(answer.manifest.metrics),
-            "speedup": _speedup(answer.manifest.metrics),
+            **_figures(answer.manifest.metrics),
             "digest": answer.digest,
         }
     elif isinstance(answer, Report):
-        row |= {"accuracy": _accuracy(answer.facts), "speedup": _speedup(answer.facts), "facts": answer.facts}
+        row |= {**_figures(answer.facts), "facts": answer.facts}
     return row
 
 
-def _accuracy(metrics: Any) -> float | None:
-    """The accuracy among measured figures, a fraction, where there is one."""
-    found = metrics.get("accuracy") if isinstance(metrics, dict) else None
-    if isinstance(found, dict):
-        found = found.get("value")
-    return found if isinstance(found, float) else None
-
-
-def _speedup(metrics: dict[str, Any]) -> float | None:
-    """The speed relative to the step's input, or to an eval's baseline, where it was measured."""
-    found = metrics.get("latency", {}).get("speedup", {}).get("value")
-    return found if isinstance(found, float) else None
+def _figures(metrics: dict[str, Any]) -> Row:
+    """The accuracy, a fraction, and the speed beside a step's input or an eval's baseline; None where not measured."""
+    return {
+        "accuracy": lineage.number_at(metrics, "accuracy", "value"),
+        "speedup": lineage.number_at(metrics, "latency", "speedup", "value"),
+    }
 
 
 def table(rows: list[Row]) -> tuple[str, ...]:
