@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from modelctl.artifact import Artifact, Origin, create
-from modelctl.options import QuantizeOptions
+from modelctl.options import QuantizeOptions, StepOptions
 
 
 def root(folder: Path, name: str = "a.onnx", data: bytes = b"trained") -> Artifact:
@@ -25,6 +25,17 @@ def make(out: Path, origin: Origin, data: bytes = b"made", beside: dict[str, byt
         for name, content in (beside or {}).items():
             draft.path.with_name(name).write_bytes(content)
     return Artifact.open(out)
+
+
+def exported(path: Path, primary: bytes = b"graph", **more: bytes) -> Artifact:
+    """An artifact without a parent, its further files by their suffix; one that stands is replaced."""
+    beside = {f"{path.name}.{suffix}": content for suffix, content in more.items()}
+    return make(path, Origin("export", StepOptions(force=True), ()), primary, beside)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """All that lies in and below a folder, by relative path: what files hold, and nothing for folders."""
+    return {str(one.relative_to(folder)): one.read_bytes() if one.is_file() else b"" for one in folder.rglob("*")}
 
 
 def names(folder: Path) -> set[str]:

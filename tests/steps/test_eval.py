@@ -19,16 +19,6 @@ def asked(**options: Any) -> EvalOptions:
     return EvalOptions(threads=1, **options)
 
 
-@pytest.fixture
-def net(tmp_path: Path) -> Artifact:
-    return Artifact.open(nets.save(nets.convolutional(), tmp_path / "net.onnx"))
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> str:
-    return str(nets.save_npz(tmp_path / "samples.npz"))
-
-
 def test_a_model_by_itself(net: Artifact, data: str) -> None:
     found = evaluate(net, asked(data=data)).facts
     assert found["digest"] == net.digest

@@ -21,11 +21,6 @@ def asked(**options: Any) -> PruneOptions:
     return PruneOptions(threads=1, **options)
 
 
-@pytest.fixture
-def net(tmp_path: Path) -> Artifact:
-    return Artifact.open(nets.save(nets.convolutional(), tmp_path / "net.onnx"))
-
-
 class Listener:
     def __init__(self) -> None:
         self.told: list[str] = []

@@ -7,27 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from artifacts import exported, snapshot
 
 from modelctl import digests, manifest
-from modelctl.artifact import Artifact, Origin, create
+from modelctl.artifact import Artifact
 from modelctl.cli.main import status_of
 from modelctl.integrity import check
-from modelctl.options import StepOptions
 from modelctl.stores.store import open_store
 
 Capture = pytest.CaptureFixture[str]
-
-
-def make(path: Path, primary: bytes = b"graph", **more: bytes) -> Artifact:
-    with create(path, Origin("export", StepOptions(force=True), ())) as draft:
-        draft.path.write_bytes(primary)
-        for suffix, content in more.items():
-            draft.path.with_name(f"{path.name}.{suffix}").write_bytes(content)
-    return Artifact.open(path)
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(one.relative_to(folder)): one.read_bytes() if one.is_file() else b"" for one in folder.rglob("*")}
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +27,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A store that holds `digits:1`, an artifact of two files."""
     url = "sqlite:///models.db" if request.param == "sqlite" else f"file://{tmp_path}/models"
-    make(Path("m.onnx"), b"graph", data=b"weights")
+    exported(Path("m.onnx"), b"graph", data=b"weights")
     assert status_of(["push", "m.onnx", f"{url}/digits:1", "-q"]) == 0
     return url
 
@@ -201,7 +189,7 @@ def test_files_of_another_artifact_are_kept_unless_forced(url: str, name: str, t
 
 def test_forcing_takes_away_what_the_older_version_left(url: str) -> None:
     Path("out").mkdir()
-    make(Path("out/m.onnx"), b"old", data=b"old weights", more=b"old rest")
+    exported(Path("out/m.onnx"), b"old", data=b"old weights", more=b"old rest")
     Path("out/m.onnx.dsse.json").write_text("old signature")
     assert status_of(["pull", f"{url}/digits:1", "-o", "out", "--force"]) == 0
     assert sorted(one.name for one in Path("out").iterdir()) == ["m.onnx", "m.onnx.data", "m.onnx.manifest.json"]
@@ -274,7 +262,7 @@ def test_a_signature_made_here_is_not_lost_to_an_older_copy(url: str, capsys: Ca
 
 def test_a_signature_about_another_artifact_is_refused_without_any_key(url: str) -> None:
     generate("author.pem")
-    make(Path("other.onnx"), b"other")
+    exported(Path("other.onnx"), b"other")
     assert status_of(["sign", "other.onnx", "--key", "author.pem"]) == 0
     envelope = Path("other.onnx.dsse.json").read_bytes()
     store = open_store(url)
@@ -297,7 +285,7 @@ sys.exit(status_of(sys.argv[2:]))
 
 
 def test_a_disk_that_takes_no_more_is_one_clear_line(url: str, tmp_path: Path) -> None:
-    make(Path("big.onnx"), b"x" * 300_000)
+    exported(Path("big.onnx"), b"x" * 300_000)
     assert status_of(["push", "big.onnx", f"{url}/big:1"]) == 0
     before = snapshot(tmp_path)
     command = [sys.executable, "-c", LIMITED, "100000", "pull", f"{url}/big:1", "-o", "out"]

@@ -7,26 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from artifacts import exported, snapshot
 
-from modelctl.artifact import Artifact, Origin, create, signature_path
+from modelctl.artifact import signature_path
 from modelctl.cli.main import status_of
-from modelctl.options import StepOptions
 from modelctl.stores.ref import Ref
 from modelctl.stores.transfer import fetch
 
 Capture = pytest.CaptureFixture[str]
-
-
-def make(path: Path, primary: bytes = b"graph", **more: bytes) -> Artifact:
-    with create(path, Origin("export", StepOptions(force=True), ())) as draft:
-        draft.path.write_bytes(primary)
-        for suffix, content in more.items():
-            draft.path.with_name(f"{path.name}.{suffix}").write_bytes(content)
-    return Artifact.open(path)
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(one.relative_to(folder)): one.read_bytes() if one.is_file() else b"" for one in folder.rglob("*")}
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +24,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("scheme", ["sqlite", "file"])
 def test_push_tells_what_it_did(scheme: str, tmp_path: Path, capsys: Capture) -> None:
-    model = make(Path("m.onnx"), b"graph", data=b"weights")
+    model = exported(Path("m.onnx"), b"graph", data=b"weights")
     store = "sqlite:///models.db" if scheme == "sqlite" else f"file://{tmp_path}/models"
     assert status_of(["push", "m.onnx", f"{store}/digits:1"]) == 0
     out, err = capsys.readouterr()
@@ -64,7 +52,7 @@ def test_push_tells_what_it_did(scheme: str, tmp_path: Path, capsys: Capture) ->
 
 def test_without_a_store_the_users_own_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home" / "share"))
-    make(Path("m.onnx"))
+    exported(Path("m.onnx"))
     assert status_of(["push", "m.onnx", "digits:1"]) == 0
     assert (tmp_path / "home" / "share" / "modelctl" / "models.db").is_file()
     monkeypatch.setenv("MODELCTL_STORE", "sqlite:///mine.db")
@@ -73,8 +61,8 @@ def test_without_a_store_the_users_own_is_made(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_tag_on_another_artifact_is_exit_1_until_forced(capsys: Capture) -> None:
-    make(Path("a.onnx"), b"a")
-    make(Path("b.onnx"), b"b")
+    exported(Path("a.onnx"), b"a")
+    exported(Path("b.onnx"), b"b")
     assert status_of(["push", "a.onnx", "sqlite:///m.db/digits:1"]) == 0
     capsys.readouterr()
     assert status_of(["push", "b.onnx", "sqlite:///m.db/digits:1"]) == 1
@@ -119,7 +107,7 @@ def wrongly_signed() -> None:
 def test_what_is_no_sound_artifact_is_not_pushed(
     trouble: object, status: int, message: str, tmp_path: Path, capsys: Capture
 ) -> None:
-    make(Path("m.onnx"))
+    exported(Path("m.onnx"))
     assert callable(trouble)
     trouble()
     before = snapshot(tmp_path)
@@ -153,7 +141,7 @@ def test_a_foreign_file_is_told_how_to_be_adopted(capsys: Capture, tmp_path: Pat
     ],
 )
 def test_a_place_that_is_none_is_one_clear_line(to: str, message: str, tmp_path: Path, capsys: Capture) -> None:
-    make(Path("m.onnx"))
+    exported(Path("m.onnx"))
     before = snapshot(tmp_path)
     assert status_of(["push", "m.onnx", to]) == 2
     out, err = capsys.readouterr()
@@ -162,7 +150,7 @@ def test_a_place_that_is_none_is_one_clear_line(to: str, message: str, tmp_path:
 
 
 def test_ctrl_c_moves_no_ref_and_leaves_a_sound_store(tmp_path: Path) -> None:
-    make(Path("m.onnx"), os.urandom(1000), data=os.urandom(1000))
+    exported(Path("m.onnx"), os.urandom(1000), data=os.urandom(1000))
     script = """
 import os, signal
 from modelctl.cli.main import main
@@ -195,7 +183,7 @@ print(sorted({"torch", "onnx", "onnxruntime", "numpy"} & set(sys.modules)))
 
 
 def test_an_empty_folder_becomes_a_store(tmp_path: Path, capsys: Capture) -> None:
-    make(Path("m.onnx"))
+    exported(Path("m.onnx"))
     Path("empty").mkdir()
     assert status_of(["push", "m.onnx", f"file://{tmp_path}/empty/digits:1"]) == 0
     assert fetch(Ref.parse(f"file://{tmp_path}/empty/digits:1")).primary == b"graph"

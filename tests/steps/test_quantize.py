@@ -18,16 +18,6 @@ def asked(**options: Any) -> QuantizeOptions:
     return QuantizeOptions(threads=1, **options)
 
 
-@pytest.fixture
-def net(tmp_path: Path) -> Artifact:
-    return Artifact.open(nets.save(nets.convolutional(), tmp_path / "net.onnx"))
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> str:
-    return str(nets.save_npz(tmp_path / "samples.npz"))
-
-
 def kinds(made: Artifact) -> list[str]:
     return [node.op_type for node in onnx.load(made.path).graph.node]
 
