@@ -1,1 +1,1 @@
-"""The pipeline: `plan` reads and checks a modelctl.toml, `execution` runs what is stale of it."""
+"""The pipeline: `plan` reads modelctl.toml, `planned` is a step of it, `checks` looks at it, `execution` runs it."""

@@ -8,6 +8,7 @@ status; what was finished before it stays.
 import contextlib
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from modelctl.artifact import Artifact
 from modelctl.errors import ArtifactError, IntegrityError, ModelctlError
 from modelctl.options import Options
 from modelctl.pipeline import plan
-from modelctl.pipeline.plan import PlannedStep
+from modelctl.pipeline.planned import PlannedStep, made_here
 from modelctl.progress import Progress, silent
 from modelctl.report import Report
 
@@ -78,7 +79,7 @@ def _run_step(step: PlannedStep, progress: Progress, place: str) -> Row:
         return _row(step, "current", Artifact.open(step.out))
     progress.note(f"step {place}: {step.run} {step.out or step.to or step.source}")
     with _folder_of(step):
-        return _row(step, step.kind.state, _call(plan.forced(step), module, source, progress))
+        return _row(step, step.kind.state, _call(_forced(step), module, source, progress))
 
 
 @contextlib.contextmanager
@@ -110,6 +111,11 @@ def _call(step: PlannedStep, module: Any, source: Any, progress: Progress) -> Ar
     place = (step.to,) if step.to is not None else (step.out,) if step.out is not None else ()
     answer: Artifact | Report = function(source, *place, step.options, progress)
     return answer
+
+
+def _forced(step: PlannedStep) -> PlannedStep:
+    """The step, allowed to replace what it made itself under other options."""
+    return replace(step, options=replace(step.options, force=True)) if made_here(step) else step  # type: ignore[call-arg]
 
 
 def _is_current(step: PlannedStep, module: Any, source: Any) -> bool:

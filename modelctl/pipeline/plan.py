@@ -12,69 +12,23 @@
 Paths are relative to the file's folder, which must be the working folder while the plan is read and run.
 """
 
-import importlib.util
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_origin
 
 import msgspec
 
-from modelctl import artifact, record
-from modelctl.errors import ArtifactError, ModelctlError, UsageError, missing_extra
-from modelctl.knobs import Knob, Remembered, fields_of, knobs
-from modelctl.options import (
-    DecryptOptions,
-    DistillOptions,
-    EncryptOptions,
-    EvalOptions,
-    ExportOptions,
-    Options,
-    PruneOptions,
-    PullOptions,
-    PushOptions,
-    QuantizeOptions,
-    SignOptions,
-    StepOptions,
-    VerifyOptions,
-)
+from modelctl import record
+from modelctl.errors import ModelctlError, UsageError
+from modelctl.knobs import fields_of, knobs
+from modelctl.options import Options
+from modelctl.pipeline.checks import check
+from modelctl.pipeline.planned import KINDS, PlannedStep
 
 LIMIT_BYTES = 1 << 20
-# Options that name a key, a path or env:NAME, and what type of key `keygen` would make for them.
-_KEYS = {"key": "ed25519", "keys": "ed25519", "recipients": "rsa", "identities": "rsa", "key_file": "aes"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kind:
-    """What a pipeline must know of a step to check it: its options, the keys it takes, the extra it needs."""
-
-    options: type[Options]
-    takes: tuple[str, ...] = ("from", "out")
-    state: str = "made"
-    extra: str | None = None
-
-    @property
-    def makes(self) -> bool:
-        """Whether it writes an artifact of its own making, which can be current."""
-        return issubclass(self.options, StepOptions)
-
-
-KINDS = {
-    "export": Kind(options=ExportOptions, extra="torch"),
-    "quantize": Kind(options=QuantizeOptions),
-    "prune": Kind(options=PruneOptions),
-    "distill": Kind(options=DistillOptions, extra="torch"),
-    "encrypt": Kind(options=EncryptOptions),
-    "decrypt": Kind(options=DecryptOptions),
-    "sign": Kind(options=SignOptions, takes=("from",), state="signed"),
-    "verify": Kind(options=VerifyOptions, takes=("from",), state="checked"),
-    "eval": Kind(options=EvalOptions, takes=("from",), state="checked"),
-    "push": Kind(options=PushOptions, takes=("from", "to"), state="pushed"),
-    "pull": Kind(options=PullOptions, state="pulled"),
-}
 
 
 class PipelineFile(msgspec.Struct, forbid_unknown_fields=True):
@@ -83,32 +37,6 @@ class PipelineFile(msgspec.Struct, forbid_unknown_fields=True):
     model: str | None = None
     data: str | None = None
     step: list[dict[str, Any]] = []
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedStep:
-    """One step, ready to run: where it stands in the file, its options, what it reads and what it writes.
-
-    `source` is a path, except for what only the step itself can find: a factory (`export`) or a ref (`pull`).
-    """
-
-    number: int
-    run: str
-    options: Options
-    source: Path | str
-    out: Path | None
-    to: str | None
-
-    @property
-    def kind(self) -> Kind:
-        """See `KINDS`."""
-        return KINDS[self.run]
-
-    def reads(self) -> set[Path]:
-        """Resolved paths of all files that it reads and that an earlier step may have written."""
-        named = [getattr(self.options, name) for name in knobs(type(self.options))]
-        paths = [one for value in named for one in (value if isinstance(value, tuple) else (value,))]
-        return {Path(one).resolve() for one in (*paths, self.source) if isinstance(one, Path)}
 
 
 def read(path: Path) -> PipelineFile:
@@ -155,7 +83,7 @@ def checked(told: PipelineFile, path: Path, given: Options) -> list[PlannedStep]
             raise UsageError(f"{path}: step {number}: {what}", f"run = one of: {', '.join(KINDS)}")
         try:
             step = _step(number, run, _overridden(run, table, given), told, planned)
-            _check(step, planned)
+            check(step, planned)
         except ModelctlError as error:
             raise located(error, path, number, run) from error
         planned.append(step)
@@ -250,79 +178,3 @@ def _source(run: str, named: str | None, model: str | None, earlier: Sequence[Pl
             raise UsageError("there is nothing to read: no model, and no step before it", 'model = "model.onnx"')
         named = model
     return named if run == "export" and record.is_factory(named) else Path(named)
-
-
-def _check(step: PlannedStep, earlier: Sequence[PlannedStep]) -> None:
-    """Files that it reads are there or will be, what it writes is nobody else's, and what it needs is installed."""
-    written = {one.out.resolve(): one for one in earlier if one.out is not None}
-    if isinstance(step.source, Path):
-        _check_there(step.source, written)
-    for name, mark in knobs(type(step.options)).items():
-        value = getattr(step.options, name)
-        for one in value if isinstance(value, tuple) else (value,):
-            if one is not None:
-                _check_option(name, mark, one, written)
-    if step.out is not None:
-        _check_out(step, step.out, written)
-    extra = step.kind.extra
-    reads_onnx = step.run == "export" and isinstance(step.source, Path) and step.source.suffix == ".onnx"
-    if extra and not reads_onnx and not (step.out and step.out.exists()) and importlib.util.find_spec(extra) is None:
-        raise missing_extra(f"{step.run} needs {extra}", extra)
-
-
-def _check_there(path: Path, written: Iterable[Path], name: str = "from") -> None:
-    made = set(written)
-    if path.is_file() or path.resolve() in made or made & set(path.resolve().parents):
-        return
-    what = "is a folder, not a file" if path.is_dir() else "no such file, and no step before it writes it"
-    raise UsageError(f"{name}: {path}: {what}")
-
-
-def _check_option(name: str, mark: Knob, value: Any, written: Mapping[Path, PlannedStep]) -> None:
-    if isinstance(value, Path):
-        if not value.is_dir():
-            _check_there(value, written, name)
-    elif mark.remembered is Remembered.DATA:
-        record.DataRef.parse(value)
-    elif mark.remembered is Remembered.FACTORY:
-        record.factory(value)
-    elif name in _KEYS and value.startswith("env:"):
-        if value.removeprefix("env:") not in os.environ:
-            raise UsageError(f"{name}: the environment has no {value.removeprefix('env:')}")
-    elif name in _KEYS and not Path(value).is_file():
-        raise UsageError(f"{name}: {value}: no such file", f"modelctl keygen -o {_private(value)} --type {_KEYS[name]}")
-
-
-def _private(name: str) -> str:
-    """The name under which `keygen` is asked for the pair that a public key belongs to."""
-    return name.removesuffix(".pub.pem") + ".pem" if name.endswith(".pub.pem") else name
-
-
-def _check_out(step: PlannedStep, out: Path, written: Mapping[Path, PlannedStep]) -> None:
-    if out.resolve() in written:
-        raise UsageError(f"out: {out}: step {written[out.resolve()].number} writes it already")
-    if out.resolve() in step.reads():
-        raise UsageError(f"out: {out}: is what the step reads; a step leaves its input alone")
-    if step.run == "pull":
-        return
-    artifact.format_of(out)
-    if out.is_dir() or out.is_symlink():
-        raise UsageError(f"out: {out}: is a {'link' if out.is_symlink() else 'folder'}, not a file to write")
-    if step.kind.makes and out.exists() and not getattr(step.options, "force", False) and not made_here(step):
-        raise UsageError(f"out: {out}: stands already, and {step.run} did not make it", f"rm {out}")
-
-
-def made_here(step: PlannedStep) -> bool:
-    """Whether what stands at `out` was made by the same kind of step, so that the pipeline may make it anew."""
-    if step.out is None:
-        return False
-    try:
-        made_by = artifact.Artifact.open(step.out).manifest.made_by
-    except ArtifactError:
-        return False
-    return made_by is not None and made_by.step == step.run
-
-
-def forced(step: PlannedStep) -> PlannedStep:
-    """The step, allowed to replace what it made itself under other options."""
-    return replace(step, options=replace(step.options, force=True)) if made_here(step) else step  # type: ignore[call-arg]
