@@ -7,6 +7,7 @@ when the block ends well. `Origin` says what an artifact is made from; it is wha
 
 import contextlib
 import os
+import shlex
 import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from modelctl import __version__, digests, manifest, record
 from modelctl.errors import ArtifactError, IntegrityError, UsageError
 from modelctl.manifest import Encryption, FileEntry, Manifest, Record, Step, TensorSpec
 from modelctl.options import StepOptions
-from modelctl.staging import refuse_no_file, stage
+from modelctl.staging import refuse_no_file, refuse_no_folder, stage
 
 FORMATS = {
     ".onnx": "onnx",
@@ -77,7 +78,8 @@ class Artifact:
         ArtifactError when the file or its manifest is missing or malformed. Content is hashed by `load` and `verify`.
         """
         if not path.is_file():
-            what = "is a folder, not a model file" if path.is_dir() else "no such file"
+            other = "is not a plain file" if path.exists() else "no such file"
+            what = "is a folder, not a model file" if path.is_dir() else other
             raise ArtifactError(f"{path}: {what}")
         sidecar = manifest_path(path)
         if not os.path.lexists(sidecar):
@@ -300,12 +302,19 @@ def _described(out: Path, origin: Origin, made_by: Step, draft: Draft, files: tu
     )
 
 
+def refuse_folder(out: Path) -> None:
+    """UsageError where `out` is to be a file, but a folder stands."""
+    if out.is_dir():
+        raise UsageError(f"{out}: is a folder, not a file to write", f"-o {shlex.quote(str(out / 'model.onnx'))}")
+
+
 def check_out(out: Path, origin: Origin) -> None:
     """Refuse, with a UsageError, an `out` that can't be written or that stands and would be lost.
 
     It must have the suffix of a format, a name that a manifest can keep, and a folder to lie in; it may be no link, no
     folder and no file of a parent; and what stands there must be of this very origin, unless the options `force` it.
     """
+    refuse_folder(out)
     format_of(out)
     try:
         manifest.check_path(out.name, str(out))
@@ -313,8 +322,7 @@ def check_out(out: Path, origin: Origin) -> None:
         raise UsageError(
             f"{out}: no name for an artifact: hidden, or with a character that not every system has"
         ) from error
-    if not out.parent.is_dir():
-        raise UsageError(f"{out}: no such folder: {out.parent}", f"mkdir -p {out.parent}")
+    refuse_no_folder(out)
     refuse_no_file(out)
     if not out.exists():
         return

@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import threading
@@ -62,8 +63,7 @@ def stage(target: Path, name: str, check: Callable[[], object] = lambda: None) -
     `check` is called before anything is written, while nobody can commit into the folder; it may refuse by raising.
     UsageError when there is no such folder; an OSError of a full disk or a read-only folder names `target / name`.
     """
-    if not target.is_dir():
-        raise UsageError(f"{target / name}: no such folder: {target}", f"mkdir -p {target}")
+    refuse_no_folder(target / name)
     folder = target / f".{name}.tmp-{secrets.token_hex(6)}"
     handle = -1
     try:
@@ -86,6 +86,16 @@ def stage(target: Path, name: str, check: Callable[[], object] = lambda: None) -
             shutil.rmtree(folder, ignore_errors=True)
         if handle >= 0:
             os.close(handle)
+
+
+def refuse_no_folder(path: Path) -> None:
+    """UsageError unless the folder is there in which `path` is to be written."""
+    if path.parent.is_dir():
+        return
+    stands = next(one for one in path.parents if os.path.lexists(one))
+    if not stands.is_dir():
+        raise UsageError(f"{path}: {stands} is no folder")
+    raise UsageError(f"{path}: no such folder: {path.parent}", f"mkdir -p {shlex.quote(str(path.parent))}")
 
 
 def refuse_no_file(path: Path) -> None:

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -81,11 +82,16 @@ class Console:
         with contextlib.suppress(OSError):  # a full disk behind stderr: there is nowhere left to say it
             _print(self.err, lines)
 
+    def content(self, data: bytes) -> None:
+        """Write to stdout what was asked for itself, byte for byte."""
+        self.answered = True
+        with _naming_output(), _noticing_the_end(self.out):
+            self.out.buffer.write(data)
+            self.out.flush()
+
     def _say(self, *lines: str) -> None:
-        try:
+        with _naming_output():
             _print(self.out, lines)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, "standard output") from error
 
     def _document(self, ok: bool, **content: Any) -> None:
         # Escaped beyond ASCII: half a surrogate pair or a control character of an odd name is then harmless.
@@ -94,10 +100,24 @@ class Console:
 
 
 def _print(file: TextIO, lines: "tuple[str, ...] | list[str]") -> None:
-    if not lines:
-        return
+    if lines:
+        with _noticing_the_end(file):
+            print("\n".join(visible(line) for line in lines), file=file, flush=True)
+
+
+@contextlib.contextmanager
+def _naming_output() -> Iterator[None]:
     try:
-        print("\n".join(visible(line) for line in lines), file=file, flush=True)
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+@contextlib.contextmanager
+def _noticing_the_end(file: TextIO) -> Iterator[None]:
+    """OutputGone when nobody reads the file any more; what could not be written is dropped, not tried again."""
+    try:
+        yield
     except OSError as error:
         with contextlib.suppress(OSError, ValueError):  # what is still buffered has nowhere to go
             os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())

@@ -6,10 +6,9 @@
 import contextlib
 import signal
 import sys
-from collections.abc import Iterator
 from importlib import import_module
 from io import TextIOWrapper
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -18,7 +17,7 @@ from typer.main import get_command
 from modelctl import __version__
 from modelctl.cli.command import Run
 from modelctl.cli.console import STOPPED, Console, OutputGone
-from modelctl.cli.usage import explained
+from modelctl.cli.usage import explained, refuse_odd_words
 from modelctl.errors import ModelctlError
 
 COMMANDS = (
@@ -78,18 +77,13 @@ def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)  # so that every `with` and `finally` on the way out is run
 
 
-@contextlib.contextmanager
-def _uncovered() -> Iterator[None]:
+def _uncover(_kind: type | None, error: BaseException | None, _trace: TracebackType | None) -> None:
     """Ctrl-C is Ctrl-C, also when a library that was being loaded made an error of its own of it."""
-    try:
-        yield
-    except Exception as error:
-        found: BaseException | None = error
-        while found is not None and not isinstance(found, KeyboardInterrupt):
-            found = found.__cause__ or found.__context__
-        if found is not None:
-            raise KeyboardInterrupt from error
-        raise
+    found = error
+    while found is not None and not isinstance(found, KeyboardInterrupt):
+        found = found.__cause__ or found.__context__
+    if found is not None:
+        raise KeyboardInterrupt from error
 
 
 def status_of(argv: list[str]) -> int:
@@ -100,13 +94,15 @@ def status_of(argv: list[str]) -> int:
         verbose="-v" in argv or "--verbose" in argv,
     )
     try:
+        refuse_odd_words(argv)
         # Typer only parses. The command runs outside of it: it would take a broken socket for a closed pipe and exit
         # without a word, and the EOFError of a short file for Ctrl-D.
         only = argv[0] if argv and argv[0] in COMMANDS else None
         parsed: Any = get_command(build(only))(args=argv, prog_name="modelctl", standalone_mode=False)
         if isinstance(parsed, Run):
             console = parsed.console
-            with _uncovered():
+            with contextlib.ExitStack() as covered:
+                covered.push(_uncover)
                 parsed.act()
             return 0
         return console.stopped(parsed) if parsed in STOPPED else int(parsed or 0)

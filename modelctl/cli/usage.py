@@ -11,6 +11,7 @@ import typer
 from modelctl.errors import UsageError
 
 ANYWHERE = ("--json", "--quiet", "-q", "--verbose", "-v", "--no-progress")  # what every command has
+OUT = ("-o", "--out")
 
 
 def explained(error: typer.TyperException, argv: Sequence[str], commands: Sequence[str]) -> UsageError:
@@ -33,6 +34,24 @@ def explained(error: typer.TyperException, argv: Sequence[str], commands: Sequen
         trouble = _lower(found[2]).removeprefix("input ").partition(", unable to parse")[0]
         return UsageError(f"{found[1]}: {trouble}", _variable(error, argv) or more)
     return UsageError(_lower(message), more)
+
+
+def refuse_odd_words(argv: Sequence[str]) -> None:
+    """UsageError for an empty word, as an unset variable of a shell leaves behind, and for `-` where it means nothing.
+
+    `-` is standard output for `decrypt -o -` alone: any other artifact is a file with its manifest beside it.
+    """
+    for before, word in zip(("modelctl", *argv), argv, strict=False):
+        if word == "--":
+            return
+        place, value = before, word
+        if word.startswith("--") and "=" in word:
+            place, _, value = word.partition("=")
+        if not value:
+            raise UsageError(f"{place}: an empty word follows, where a name or a value belongs")
+        if value == "-" and not (argv[0] == "decrypt" and place in OUT):
+            way = "output" if place in OUT else "input"
+            raise UsageError(f"{place} -: standard {way} is no place for this", "./- if a file is called so")
 
 
 def _lower(message: str) -> str:

@@ -4,6 +4,7 @@ The layout is ONNX's own (a `ModelProto` in protobuf, onnx/onnx.proto). Large te
 aligned, as the external data of the ONNX specification (docs/ExternalData.md).
 """
 
+import shlex
 from pathlib import Path, PurePosixPath
 
 import msgspec
@@ -12,7 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import uses_external_data
 
 from modelctl import digests
-from modelctl.artifact import Artifact, Payload, format_of
+from modelctl.artifact import FORMATS, Artifact, Payload, refuse_folder
 from modelctl.errors import ArtifactError, UnsupportedError
 from modelctl.manifest import FileEntry, Manifest
 
@@ -45,14 +46,20 @@ def refuse_other(described: Manifest, path: Path, step: str) -> None:
     found = described.format
     if found == "onnx":
         return
-    step_before = "decrypt" if found == "sealed" else "export"
-    hint = f"modelctl {step_before} {path} -o {path.with_suffix('.onnx').name}"
+    source = shlex.quote(str(path))
+    hints = {
+        "sealed": f"modelctl decrypt {source} -o . --identity key.pem",
+        "pt2": f"modelctl export {source} -o {shlex.quote(path.with_suffix('.onnx').name)}",
+    }
+    weights = f"modelctl export net:build --weights {source} -o model.onnx"
+    hint = hints.get(found, weights if found in ("checkpoint", "safetensors") else None)
     raise UnsupportedError(f"{path}: {step} reads onnx, this is {found}", hint)
 
 
 def refuse_other_out(out: Path, step: str) -> None:
-    """UnsupportedError if `out` has another suffix than .onnx, which is what `step` writes; ArtifactError if none."""
-    if format_of(out) != "onnx":
+    """UnsupportedError if `out` has another suffix than .onnx, which is what `step` writes; UsageError for a folder."""
+    refuse_folder(out)
+    if FORMATS.get(out.suffix.lower()) != "onnx":
         raise UnsupportedError(f"{out}: {step} writes .onnx", f"-o {out.with_suffix('.onnx').name}")
 
 

@@ -26,8 +26,7 @@ def decrypt(model: Artifact, out: Path, options: DecryptOptions, progress: Progr
     `out` has another name or would be lost, UnsupportedError for what is not sealed, KeyFileError when no key fits,
     ArtifactError for what can't be laid out, IntegrityError for a changed byte.
     """
-    if format_of(model.path) != "sealed":
-        raise UnsupportedError(f"{model.path}: is not sealed")
+    _refuse_unsealed(model)
     folder, name = (out, None) if out.is_dir() else (out.parent, out.name)
     opening = keys.opening(options)
     with stage(folder, name or model.name) as staged, contextlib.ExitStack() as held:
@@ -37,6 +36,23 @@ def decrypt(model: Artifact, out: Path, options: DecryptOptions, progress: Progr
         stale = partial(writing.replaced, inside)
         arrival.settle(staged, inside.manifest, inside.manifest_bytes, inside.signature, stale)
     return Artifact.open(folder / inside.manifest.files[0].path)
+
+
+def content(model: Artifact, options: DecryptOptions, progress: Progress = silent) -> bytes:
+    """The bytes of the one file that is sealed in `model`, verified, in memory only; errors as `decrypt` raises them.
+
+    UnsupportedError when several are sealed in it: one of them alone is no model.
+    """
+    _refuse_unsealed(model)
+    payload = envelope.open_sealed(model, keys.opening(options), threads=options.thread_count(), progress=progress)
+    if len(payload.files) > 1:
+        raise UnsupportedError(f"{model.path}: holds {len(payload.files)} files, which one stream can't", "-o .")
+    return payload.primary
+
+
+def _refuse_unsealed(model: Artifact) -> None:
+    if format_of(model.path) != "sealed":
+        raise UnsupportedError(f"{model.path}: is not sealed")
 
 
 class _Writing:

@@ -12,6 +12,7 @@ from modelctl.manifest import TensorSpec
 from modelctl.options import InitOptions
 from modelctl.progress import Progress, silent
 from modelctl.report import Report
+from modelctl.staging import refuse_no_folder
 
 PROJECT = {
     "net.py": "net.py.txt",
@@ -34,8 +35,7 @@ def init(folder: Path, options: InitOptions, progress: Progress = silent) -> Rep
     place = folder.resolve()
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise UsageError(f"{folder}: stands already, and is not empty", "modelctl init another-name")
-    if not place.parent.is_dir():
-        raise UsageError(f"{folder}: no such folder: {place.parent}", f"mkdir -p {place.parent}")
+    refuse_no_folder(folder)
     words = _words(place.name, options)
     # An empty folder that stands may be where the user is: it is filled, not replaced.
     staged = (place if place.exists() else place.parent) / f".{place.name}.tmp-{secrets.token_hex(6)}"

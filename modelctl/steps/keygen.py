@@ -21,6 +21,7 @@ def keygen(out: Path, options: KeygenOptions, progress: Progress = silent) -> Re
 
     UsageError when a key stands there and `options.force` is not given.
     """
+    refuse_no_file(out)
     made = keys.generate(options.type, options.bits)
     texts = {out: made.line()} if isinstance(made, keys.AesKey) else {out: made.pem()}
     if isinstance(made, keys.PrivateKey):

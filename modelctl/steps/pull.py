@@ -14,7 +14,7 @@ from modelctl.crypto.signing import check_signature
 from modelctl.errors import ArtifactError, StoreError, UsageError
 from modelctl.options import PullOptions
 from modelctl.progress import Progress, silent
-from modelctl.staging import Stage, stage
+from modelctl.staging import Stage, refuse_no_folder, stage
 from modelctl.stores.ref import Ref
 from modelctl.stores.store import open_store
 from modelctl.stores.transfer import Stored, find
@@ -48,8 +48,7 @@ def _folder(out: Path) -> Iterator[None]:
     """`out` as a folder to write into; one that was made for this is gone again if the block fails."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: is a file, not a folder to write into")
-    if not out.parent.is_dir():
-        raise UsageError(f"{out}: no such folder: {out.parent}", f"mkdir -p {out}")
+    refuse_no_folder(out)
     made = not out.exists()
     out.mkdir(exist_ok=True)
     try:

@@ -95,7 +95,7 @@ def test_folder_with_something_in_it_is_left_alone(tmp_path: Path, capsys: pytes
 
 @pytest.mark.parametrize(
     ("folder", "told"),
-    [("file", "stands already"), ("missing/demo", "no such folder"), ("file/demo", "no such folder")],
+    [("file", "stands already"), ("missing/demo", "no such folder"), ("file/demo", "is no folder")],
 )
 def test_place_that_cannot_be_is_refused(
     tmp_path: Path, folder: str, told: str, capsys: pytest.CaptureFixture[str]
