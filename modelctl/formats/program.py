@@ -9,7 +9,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
@@ -29,6 +29,8 @@ from modelctl.manifest import TensorSpec
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 Call = Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]]  # one value an input → args, kwargs
+
+ROOM_BYTES = 1 << 30  # for what is looked at inside a program
 
 # What torch says of a dimension that was to be free (torch/fx/experimental/symbolic_shapes.py).
 _FIXED = re.compile(
@@ -161,8 +163,8 @@ def _example(spec: TensorSpec, sizes: Mapping[str, int], generator: torch.Genera
 
 def to_onnx(
     program: ExportedProgram, name: str, inputs: Sequence[str], outputs: Sequence[str], opset: int
-) -> onnx.ModelProto:
-    """The program called `name` as torch translates it, not yet folded or cleaned.
+) -> tuple[onnx.ModelProto, ExportedProgram]:
+    """The program called `name` as torch translates it, not yet folded or cleaned, and in the operators used.
 
     UnsupportedError for what ONNX has no word for.
     """
@@ -175,14 +177,47 @@ def to_onnx(
         while first.__cause__ is not None:
             first = first.__cause__
         raise UnsupportedError(f"{what}: {told(first)}") from error
-    assert made is not None
+    assert made is not None and made.exported_program is not None
     model = made.model
     OutputFixPass()(model)  # what is input and output at once can have one name only
     for values, names in ((model.graph.inputs, inputs), (model.graph.outputs, outputs)):
         for value, word in zip(values, names, strict=True):
             value.name = word
     NameFixPass()(model)
-    return ir.serde.serialize_model(model)
+    return ir.serde.serialize_model(model), made.exported_program
+
+
+class _Watched(torch.fx.Interpreter):
+    """Runs a program and keeps what its steps give that are asked for, as long as there is room."""
+
+    def __init__(self, program: ExportedProgram, names: Collection[str]) -> None:
+        super().__init__(program.module(check_guards=False))
+        self.names = names
+        self.room_bytes = ROOM_BYTES
+        self.values: dict[str, np.ndarray[Any, Any]] = {}
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.op == "call_function" and n.name in self.names and isinstance(value, torch.Tensor):
+            self.room_bytes -= value.nbytes
+            if self.room_bytes >= 0:
+                self.values[n.name] = _array(value).copy()
+        return value
+
+
+def values_inside(
+    program: ExportedProgram, feeds: Sequence[np.ndarray[Any, Any]], names: Collection[str], outputs: Sequence[str]
+) -> dict[str, np.ndarray[Any, Any]]:
+    """What the steps of a program called `names` give, and its outputs, called `outputs`, for one array an input.
+
+    The first `ROOM_BYTES` of them; DataError when the program can't be run on this input.
+    """
+    given = [torch.from_numpy(np.ascontiguousarray(array)) for array in feeds]
+    with torch.no_grad(), AuthorsCode("the program: failed on this input", DataError), quiet():
+        watched = _Watched(program, names)
+        answers = watched.run(*given, enable_io_processing=False)
+    leaves = pytree.tree_leaves(answers)
+    return watched.values | dict(zip(outputs, map(_array, leaves), strict=False))
 
 
 def refuse_training(program: ExportedProgram, name: str) -> None:

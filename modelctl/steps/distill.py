@@ -158,7 +158,7 @@ def _write(student: "Traced", data: Data, draft: Draft, options: DistillOptions,
 
     progress.advance("tracing", 0, 1)
     sizes = parity.find_sizes(student.run, student.inputs, options.seed)
-    onnx_format.save(lower.lower(student, sizes, lower.OPSET), draft.path)
+    onnx_format.save(lower.lower(student, sizes, lower.OPSET).model, draft.path)
     candidate = Session(onnx_format.written(draft.path), options.thread_count())
     return parity.check(
         student.run,

@@ -15,7 +15,8 @@ from modelctl.artifact import Artifact, Origin, Payload, create, format_of
 from modelctl.data import Data, open_data
 from modelctl.errors import UnsupportedError, UsageError, missing_extra
 from modelctl.formats import onnx as onnx_format
-from modelctl.graph import clean, measure, parity
+from modelctl.graph import clean, divergence, measure, parity
+from modelctl.graph.closeness import Arrays
 from modelctl.graph.ranges import Range, integer_ranges
 from modelctl.graph.session import Session
 from modelctl.graph.signature import EXAMPLE, agree, parse_inputs
@@ -25,6 +26,8 @@ from modelctl.progress import Progress, silent
 
 if TYPE_CHECKING:
     from modelctl.formats.program import Traced
+
+_BRANCH = "what torch traced does the same, so the code takes another way at these sizes or numbers"
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -97,7 +100,7 @@ def export(source: Source, out: Path, options: ExportOptions, progress: Progress
         session = Session(payload, options.thread_count())
         draft.inputs, draft.outputs = session.inputs, session.outputs
         data = open_data(options.data, found.inputs, options.seed) if options.data is not None else None
-        proof = _prove(found, session, out.name, data, options, progress)
+        proof = _prove(found, payload, session.run, data, options, progress)
         draft.metrics = _figures(payload, data, options, progress) | {"parity": proof}
     return Artifact.open(out)
 
@@ -111,6 +114,8 @@ class _Found:
     inputs: tuple[TensorSpec, ...]
     sizes: Mapping[str, int]
     ranges: Mapping[str, Range]  # of integer inputs that are indices
+    inside: divergence.Inside
+    otherwise: str | None = None  # what it must be when answers differ, but nothing inside does
 
 
 def _refuse_losing(out: Path, made_from: Origin) -> None:
@@ -131,18 +136,31 @@ def _figures(payload: Payload, data: Data | None, options: ExportOptions, progre
 
 
 def _prove(
-    found: _Found, candidate: Session, name: str, data: Data | None, options: ExportOptions, progress: Progress
+    found: _Found,
+    made: Payload,
+    candidate: parity.Function,
+    data: Data | None,
+    options: ExportOptions,
+    progress: Progress,
 ) -> dict[str, Any]:
     """The parity gate; see `graph.parity`."""
+    tolerance = parity.Tolerance(rtol=options.rtol, atol=options.atol, allow_vacuous=options.allow_vacuous)
+
+    def explain(feeds: Arrays) -> str | None:
+        return divergence.first_difference(
+            made, found.inside, feeds, tolerance, threads=options.thread_count(), otherwise=found.otherwise
+        )
+
     return parity.check(
         found.reference,
-        candidate.run,
+        candidate,
         found.inputs,
         found.sizes,
-        parity.Tolerance(rtol=options.rtol, atol=options.atol, allow_vacuous=options.allow_vacuous),
-        name=name,
+        tolerance,
+        name=made.manifest.files[0].path,
         seed=options.seed,
         ranges=found.ranges,
+        explain=explain,
         samples=None if data is None else data.scored.inputs,
         progress=progress,
     )
@@ -166,7 +184,7 @@ def _adopted(parent: Artifact, options: ExportOptions) -> _Found:
     clean.check(model, name)
     ranges = integer_ranges(model)
     sizes = parity.find_sizes(reference.run, inputs, options.seed, ranges)
-    return _Found(model, reference.run, inputs, sizes, ranges)
+    return _Found(model, reference.run, inputs, sizes, ranges, divergence.inside(payload, options.thread_count()))
 
 
 def _translated(source: Source, made_from: Origin, options: ExportOptions, progress: Progress) -> _Found:
@@ -186,12 +204,14 @@ def _translated(source: Source, made_from: Origin, options: ExportOptions, progr
         if options.inputs:
             traced = traced.called(agree(traced.inputs, parse_inputs(options.inputs), source.text, rename=True))
         sizes = parity.find_sizes(traced.run, traced.inputs, options.seed)
-        model = lower.lower_program(traced, program, sizes, opset)
+        lowered = lower.lower_program(traced, program, sizes, opset)
     else:
         traced = _built(source, made_from, options, progress)
         sizes = parity.find_sizes(traced.run, traced.inputs, options.seed)
-        model = lower.lower(traced, sizes, opset)
-    return _Found(model, traced.run, traced.inputs, sizes, integer_ranges(model))
+        lowered = lower.lower(traced, sizes, opset)
+    return _Found(
+        lowered.model, traced.run, traced.inputs, sizes, integer_ranges(lowered.model), lowered.inside, _BRANCH
+    )
 
 
 def _built(source: Source, made_from: Origin, options: ExportOptions, progress: Progress) -> "Traced":

@@ -44,6 +44,18 @@ class Transformer(nn.Module):
         return {"each": self.head(hidden), "all": self.head(hidden.mean(1))}
 
 
+class Masked(nn.Module):
+    """Attention that may find nothing to look at, its rows of zeros among its answers."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(300, 8)
+
+    def forward(self, tokens, mask):
+        hidden = self.embedding(tokens).unflatten(2, (2, 4)).transpose(1, 2)
+        return nn.functional.scaled_dot_product_attention(hidden, hidden, hidden, attn_mask=mask[:, None, None, :])
+
+
 class Two(nn.Module):
     def forward(self, left, right):
         return left * 2 - right, (left * right).sum(1)

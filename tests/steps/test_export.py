@@ -144,6 +144,14 @@ def test_another_process_with_another_hash_seed_gives_the_same_bytes(tmp_path: P
     assert 1 in sizes and len(sizes) > 2
 
 
+def test_attention_that_sees_nothing_gives_zeros_and_all_tokens_are_tried(tmp_path: Path) -> None:
+    inputs = ("tokens:int64[batch,length]", "mask:bool[batch,length]")
+    made = exported("nets:Masked", tmp_path / "a.onnx", inputs=inputs)
+    assert made.manifest.metrics["parity"]["ranges"] == {"tokens": [0, 299]}
+    feeds = {"tokens": np.full((1, 3), 299, np.int64), "mask": np.zeros((1, 3), np.bool_)}
+    assert not Session(made.load()).run(feeds)["output"].any()
+
+
 def test_two_inputs_share_a_free_dimension_and_outputs_are_numbered(tmp_path: Path) -> None:
     made = exported("nets:Two", tmp_path / "two.onnx", inputs=("left:float32[n,3]", "right:float32[n,3]"), opset=18)
     assert [spec.name for spec in made.manifest.outputs] == ["output_0", "output_1"]
