@@ -26,7 +26,7 @@ from modelctl.options import InitOptions, KeygenOptions, KeyType, Options, PullO
 from modelctl.pipeline import execution
 from modelctl.progress import Progress, silent
 from modelctl.report import Report
-from modelctl.steps.init import add_steps, init
+from modelctl.steps.init import write_project
 from modelctl.steps.keygen import keygen
 from modelctl.steps.pull import pull
 from modelctl.steps.verify import verify
@@ -79,8 +79,7 @@ def _project(folder: Path, progress: Progress) -> str:
     """A new project with the demo's step more, or the one that an earlier demo left; its name."""
     if not (folder / "modelctl.toml").is_file():
         progress.note(f"writing the project {folder}")
-        init(folder, InitOptions())
-        add_steps(folder, "demo.toml")
+        write_project(folder, InitOptions(), more_steps="demo.toml")
     elif not (folder / "digits.npz").is_file():
         raise UsageError(f"{folder}: holds another project", "modelctl demo another-folder")
     return folder.resolve().name

@@ -45,7 +45,7 @@ class Stage:
         """
         for name in (*names, last):
             sync(self.folder / name)
-        with _locked(self.target), _undisturbed():
+        with _locked(self.target), undisturbed():
             gone = stale() if callable(stale) else stale
             # Old manifest first: a crash in between leaves files without a manifest.
             (self.target / last).unlink(missing_ok=True)
@@ -82,7 +82,7 @@ def stage(target: Path, name: str, check: Callable[[], object] = lambda: None) -
             raise OSError(error.errno, error.strerror, str(target / name)) from error
         raise
     finally:
-        with _undisturbed():  # people press Ctrl-C twice
+        with undisturbed():  # people press Ctrl-C twice
             shutil.rmtree(folder, ignore_errors=True)
         if handle >= 0:
             os.close(handle)
@@ -105,7 +105,7 @@ def refuse_no_file(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Hold back Ctrl-C and a request to end until the block is through, so that renames happen together."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are answered in the main thread only

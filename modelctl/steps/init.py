@@ -2,6 +2,7 @@
 
 import re
 import secrets
+import shlex
 import shutil
 from importlib.resources import files
 from pathlib import Path
@@ -12,7 +13,7 @@ from modelctl.manifest import TensorSpec
 from modelctl.options import InitOptions
 from modelctl.progress import Progress, silent
 from modelctl.report import Report
-from modelctl.staging import refuse_no_folder
+from modelctl.staging import refuse_no_folder, undisturbed
 
 PROJECT = {
     "net.py": "net.py.txt",
@@ -32,6 +33,14 @@ def init(folder: Path, options: InitOptions, progress: Progress = silent) -> Rep
     Without `options.data` the project learns the digits that ship with modelctl, which are copied into it; otherwise
     the data stay where they are, and the net is sized by them: images [N, C, H, W] and classes [N].
     """
+    write_project(folder, options)
+    written = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    progress.note("next: make" if folder.resolve() == Path.cwd() else f"next: cd {shlex.quote(str(folder))} && make")
+    return Report(subject=str(folder), facts={"folder": str(folder), "files": written})
+
+
+def write_project(folder: Path, options: InitOptions, more_steps: str | None = None) -> None:
+    """What `init` writes, and in the pipeline the steps of the template `more_steps` too; errors as `init` raises."""
     place = folder.resolve()
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise UsageError(f"{folder}: stands already, and is not empty", "modelctl init another-name")
@@ -40,31 +49,29 @@ def init(folder: Path, options: InitOptions, progress: Progress = silent) -> Rep
     # An empty folder that stands may be where the user is: it is filled, not replaced.
     staged = (place if place.exists() else place.parent) / f".{place.name}.tmp-{secrets.token_hex(6)}"
     try:
-        _write(staged, words, shipped=options.data is None)
-        if place.exists():
-            for child in list(staged.iterdir()):
-                child.rename(place / child.name)
-        else:
-            staged.rename(place)
+        _write(staged, words, shipped=options.data is None, more_steps=more_steps)
+        with undisturbed():
+            if place.exists():
+                for child in list(staged.iterdir()):
+                    child.rename(place / child.name)
+            else:
+                staged.rename(place)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
-    written = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
-    progress.note("next: make" if place == Path.cwd() else f"next: cd {folder} && make")
-    return Report(subject=str(folder), facts={"folder": str(folder), "files": written})
+        with undisturbed():
+            shutil.rmtree(staged, ignore_errors=True)
 
 
-def add_steps(folder: Path, template: str) -> None:
-    """Append the steps in a template to the pipeline of a project that `init` has written."""
-    with (folder / "modelctl.toml").open("a", encoding="utf-8") as file:
-        file.write(_filled(template, _words(folder.resolve().name, InitOptions())))
-
-
-def _write(staged: Path, words: dict[str, str], *, shipped: bool) -> None:
+def _write(staged: Path, words: dict[str, str], *, shipped: bool, more_steps: str | None) -> None:
     staged.mkdir()
     for name, template in PROJECT.items():
         place = staged / name
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(_filled(template, words), encoding="utf-8")
+        text = _filled(template, words)
+        if more_steps is not None and name == "modelctl.toml":
+            text += _filled(more_steps, words)
+        place.write_text(text, encoding="utf-8")
     if shipped:
         for file in (digits.path(), digits.licence()):
             shutil.copyfile(file, staged / file.name)

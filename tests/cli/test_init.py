@@ -3,6 +3,7 @@
 import gzip
 import importlib.util
 import json
+import resource
 import subprocess
 import sys
 import tomllib
@@ -104,6 +105,22 @@ def test_place_that_cannot_be_is_refused(
     assert status_of(["init", str(tmp_path / folder)]) == 2
     assert told in capsys.readouterr().err
     assert files_in(tmp_path) == {"file"}
+
+
+@pytest.mark.parametrize("stands", [False, True])
+def test_a_full_disk_is_told_of_the_folder_and_leaves_nothing(stands: bool, tmp_path: Path) -> None:
+    if stands:
+        (tmp_path / "demo").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "modelctl", "init", str(tmp_path / "demo")],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"modelctl: error: {tmp_path / 'demo'}: file too large\n"
+    assert list(tmp_path.rglob("*")) == ([tmp_path / "demo"] if stands else [])
 
 
 def test_net_is_sized_by_the_data(tmp_path: Path) -> None:
