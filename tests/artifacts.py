@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from modelctl.artifact import Artifact, Origin, create
+from modelctl.artifact import Artifact
+from modelctl.making import Origin, create
 from modelctl.options import QuantizeOptions, StepOptions
 
 

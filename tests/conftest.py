@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from modelctl.artifact import Artifact, Origin, create
+from modelctl.artifact import Artifact
+from modelctl.making import Origin, create
 from modelctl.options import KeygenOptions, KeyType, StepOptions
 from modelctl.steps.keygen import keygen
 

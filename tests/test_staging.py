@@ -13,8 +13,9 @@ import pytest
 from artifacts import make, names, origin_of, root
 
 from modelctl import integrity
-from modelctl.artifact import Artifact, create
+from modelctl.artifact import Artifact
 from modelctl.errors import UsageError
+from modelctl.making import create
 from modelctl.staging import stage
 
 # A step that writes half of its output, says so, and waits to be hit.
@@ -23,7 +24,8 @@ import signal, sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from artifacts import origin_of
-from modelctl.artifact import Artifact, create
+from modelctl.artifact import Artifact
+from modelctl.making import create
 from modelctl.cli.main import _terminate
 signal.signal(signal.SIGTERM, _terminate)
 folder = Path(sys.argv[1])
@@ -157,7 +159,8 @@ import resource, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from artifacts import origin_of
-from modelctl.artifact import Artifact, create
+from modelctl.artifact import Artifact
+from modelctl.making import create
 folder = Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
 try:

@@ -13,10 +13,11 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import typer
 from typer.models import ArgumentInfo
 
-from modelctl.artifact import Artifact, Origin, check_out
+from modelctl.artifact import Artifact
 from modelctl.cli.console import Console
 from modelctl.cli.teller import Teller
 from modelctl.knobs import Options, fields_of, knobs
+from modelctl.making import Origin, check_out
 from modelctl.options import StepOptions
 from modelctl.report import Report
 

@@ -13,8 +13,9 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import uses_external_data
 
 from modelctl import digests
-from modelctl.artifact import FORMATS, Artifact, Payload, refuse_folder
+from modelctl.artifact import FORMATS, Artifact, Payload
 from modelctl.errors import ArtifactError, UnsupportedError
+from modelctl.making import refuse_folder
 from modelctl.manifest import FileEntry, Manifest
 
 INLINE_LIMIT_BYTES = 3 << 29  # protobuf stops at 2 GiB

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modelctl.artifact import Artifact, Draft, Origin, Payload, create
+from modelctl.artifact import Artifact, Payload
 from modelctl.data import Data, open_data
 from modelctl.data.samples import Array
 from modelctl.errors import CheckFailed, UnsupportedError, UsageError, missing_extra
 from modelctl.formats import onnx as onnx_format
 from modelctl.graph import measure, parity, weights
 from modelctl.graph.session import Session
+from modelctl.making import Draft, Origin, create
 from modelctl.options import DistillOptions
 from modelctl.progress import Progress, silent
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from modelctl import digests
-from modelctl.artifact import Artifact, Origin, create, format_of
+from modelctl.artifact import Artifact, format_of
 from modelctl.crypto import envelope, keys, signing
 from modelctl.errors import UnsupportedError, UsageError
+from modelctl.making import Origin, create
 from modelctl.manifest import Encryption
 from modelctl.options import EncryptOptions
 from modelctl.progress import Progress, silent

@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 from onnx import numpy_helper
 
-from modelctl.artifact import Artifact, Origin, create
+from modelctl.artifact import Artifact
 from modelctl.data import open_data
 from modelctl.errors import ArtifactError, UnsupportedError
 from modelctl.formats import onnx as onnx_format
 from modelctl.graph import measure, sparsity, weights
 from modelctl.graph.session import Session
+from modelctl.making import Origin, create
 from modelctl.options import PruneOptions
 from modelctl.progress import Progress, silent
 

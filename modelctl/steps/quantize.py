@@ -6,13 +6,14 @@ from typing import Any
 
 import onnx
 
-from modelctl.artifact import Artifact, Origin, Payload, create
+from modelctl.artifact import Artifact, Payload
 from modelctl.data import Data, open_data
 from modelctl.errors import ArtifactError, CheckFailed, UnsupportedError, UsageError
 from modelctl.formats import onnx as onnx_format
 from modelctl.graph import measure, quantization, weight_only, weights
 from modelctl.graph.prepare import pool_before_relu, prepare, products, small_convolutions
 from modelctl.graph.session import Session
+from modelctl.making import Origin, create
 from modelctl.options import Method, QuantizeOptions
 from modelctl.progress import Progress, silent
 

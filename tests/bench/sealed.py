@@ -17,9 +17,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from modelctl.artifact import Artifact, Origin, create
+from modelctl.artifact import Artifact
 from modelctl.crypto import aead, envelope, keys, signing
 from modelctl.digests import of_bytes
+from modelctl.making import Origin, create
 from modelctl.options import DecryptOptions, EncryptOptions, KeygenOptions, KeyType, StepOptions, granted_threads
 from modelctl.steps.decrypt import decrypt
 from modelctl.steps.encrypt import encrypt

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from modelctl import digests
-from modelctl.artifact import Artifact, Origin, create
+from modelctl.artifact import Artifact
+from modelctl.making import Origin, create
 from modelctl.options import PullOptions, PushOptions, StepOptions
 from modelctl.steps.pull import pull
 from modelctl.steps.push import push

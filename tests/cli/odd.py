@@ -13,10 +13,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from artifacts import origin_of, root
 
-from modelctl.artifact import Artifact, create
+from modelctl.artifact import Artifact
 from modelctl.cli import main
 from modelctl.cli.command import Answer, Shell, command
 from modelctl.errors import CheckFailed, StoreError
+from modelctl.making import create
 from modelctl.options import QuantizeOptions
 from modelctl.report import Report
 

@@ -17,8 +17,9 @@ import pytest
 from nets import convolutional, save, save_npz
 
 from modelctl import integrity
-from modelctl.artifact import Artifact, Origin, create
+from modelctl.artifact import Artifact
 from modelctl.cli.main import status_of
+from modelctl.making import Origin, create
 from modelctl.options import StepOptions
 
 PROGRAM = "import sys; from modelctl.cli.start import main; sys.stderr.write('alive\\n'); sys.stderr.flush(); main()"

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import servers
 
-from modelctl.artifact import Artifact, Origin, create, manifest_path
+from modelctl.artifact import Artifact, manifest_path
 from modelctl.errors import ArtifactError, IntegrityError, KeyFileError, ModelctlError, StoreError, UsageError
+from modelctl.making import Origin, create
 from modelctl.options import EncryptOptions, PushOptions, ServeOptions, SignOptions, StepOptions
 from modelctl.serve.models import Model, load_all
 from modelctl.steps.encrypt import encrypt

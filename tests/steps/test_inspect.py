@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from modelctl.artifact import Artifact, Origin, create
+from modelctl.artifact import Artifact
 from modelctl.cli.main import status_of
+from modelctl.making import Origin, create
 from modelctl.manifest import TensorSpec
 from modelctl.options import StepOptions
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from modelctl.artifact import Artifact, Origin, create
+from modelctl.artifact import Artifact
+from modelctl.making import Origin, create
 from modelctl.options import StepOptions
 from modelctl.stores.store import Store, open_store
 
