@@ -7,6 +7,7 @@ is `modelctl run`'s, the server is a `modelctl serve` of its own, and the questi
 import contextlib
 import importlib.util
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -93,7 +94,7 @@ def _train(options: Options, progress: Progress) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ModelctlError(f"train.py: failed: {last}", "python train.py")
+        raise ModelctlError(f"train.py: failed: {last}", f"cd {shlex.quote(str(Path.cwd()))} && python train.py")
     progress.note(done.stdout.strip().splitlines()[-1])
 
 
@@ -152,5 +153,5 @@ def _told(facts: dict[str, Any], rows: list[execution.Row]) -> tuple[str, ...]:
         *execution.table(rows),
         "",
         f"asked over HTTP what a handwritten {asked['label']} is: {asked['predicted']}, says {asked['model']}",
-        f"done in {facts['seconds']:.0f} s; cd {facts['folder']} && modelctl run finds everything current",
+        f"done in {facts['seconds']:.0f} s; cd {shlex.quote(facts['folder'])} && modelctl run finds everything current",
     )

@@ -42,6 +42,8 @@ class DataRef:
         path = Path(place)
         if not place or not path.exists():
             raise DataError(f"{place}: no such file or folder")
+        if not (path.is_file() or path.is_dir()):  # a pipe would be waited for, and can't be read twice
+            raise DataError(f"{place}: is not a plain file or folder")
         return cls(path, split, int(limit) if limit else None)
 
 

@@ -13,6 +13,7 @@ import getpass
 import os
 import re
 import secrets
+import shlex
 import stat
 import sys
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ LIMIT_BYTES = 64 << 10
 RSA_BITS = range(2048, 16385)
 AES_PREFIX = "modelctl-aes256:"
 PSS_SALT_BYTES = 32
+PUBLIC = "-----BEGIN PUBLIC KEY-----"
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,8 @@ def private_key(source: str) -> PrivateKey:
         raise KeyFileError(
             f"{source}: is locked with a passphrase, and modelctl reads open keys", f"openssl pkey -in {source}"
         )
+    if PUBLIC in text:
+        raise KeyFileError(f"{source}: not a private key, but a public one")
     if "PRIVATE KEY-----" not in text:
         raise KeyFileError(f"{source}: not a private key in PEM", "modelctl keygen -o key.pem")
     return _private(_import(source, text))
@@ -225,14 +229,16 @@ def _read(source: str, secret: bool) -> str:
         raise KeyFileError(f"{source}: no such key file") from None
     except IsADirectoryError:
         raise KeyFileError(f"{source}: is a folder, not a key file") from None
-    if secret and os.name == "posix" and stat.S_ISREG(mode) and mode & 0o077:
-        raise KeyFileError(f"{source}: other users may read this secret (mode {mode & 0o777:o})", f"chmod 600 {source}")
     if len(data) > LIMIT_BYTES:
         raise KeyFileError(f"{source}: too large for a key file")
     try:
-        return data.decode()
+        text = data.decode()
     except UnicodeDecodeError:
         raise KeyFileError(f"{source}: not a key file: it is not text") from None
+    if secret and PUBLIC not in text and os.name == "posix" and stat.S_ISREG(mode) and mode & 0o077:
+        hint = f"chmod 600 {shlex.quote(source)}"
+        raise KeyFileError(f"{source}: other users may read this secret (mode {mode & 0o777:o})", hint)
+    return text
 
 
 def _import(source: str, text: str) -> Any:

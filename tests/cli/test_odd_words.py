@@ -26,6 +26,7 @@ def place(make_artifact: Make, key_folder: Path, tmp_path: Path, monkeypatch: py
     Path("aes.key").write_text((key_folder / "aes.key").read_text())
     Path("aes.key").chmod(0o600)
     assert status_of(["encrypt", "model.onnx", "-o", "m.sealed", "--key-file", "aes.key", "-q"]) == 0
+    Path("ed.pub.pem").write_text((key_folder / "ed.pub.pem").read_text())
     Path("folder").mkdir()
     Path("x.pt2").write_bytes(b"x")
     Path("x.npz").write_bytes(b"x")
@@ -51,6 +52,13 @@ def place(make_artifact: Make, key_folder: Path, tmp_path: Path, monkeypatch: py
         (["quantize", "model.onnx", "-o", "a b/c.onnx"], "a b/c.onnx: no such folder: a b", "mkdir -p 'a b'"),
         (["quantize", "model.onnx", "-o", "x.npz/c.onnx"], "x.npz/c.onnx: ", None),
         (["init", "x.npz/project"], "x.npz/project: ", None),
+        (["quantize", "model.onnx", "-o", "b.onnx", "--data", "pipe.onnx"], "pipe.onnx: is not a plain file", None),
+        (
+            ["decrypt", "m.sealed", "-o", "folder", "--identity", "ed.pub.pem"],
+            "ed.pub.pem: not a private key, but a public one",
+            None,
+        ),
+        (["decrypt", "m.sealed", "-o", "folder", "--identity", "m.sealed"], "m.sealed: not a key file", None),
         (["inspect", "pipe.onnx"], "pipe.onnx: is not a plain file", None),
         (
             ["quantize", "m.sealed", "-o", "b.onnx"],
