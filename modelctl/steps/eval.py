@@ -19,7 +19,8 @@ def eval(model: Artifact, options: EvalOptions, progress: Progress = silent) -> 
     """What `model` is worth, by itself or beside `--baseline`, timed in turns with it.
 
     CheckFailed, with all that was measured, when a gate is not met; DataError when samples don't fit the model, or
-    have no labels where a score is asked for.
+    have no labels where a score is asked for; UsageError for an accuracy asked of an rmse; UnsupportedError for what is
+    not onnx; of a sealed model, what `envelope.open_sealed` raises.
     """
     payload = _opened(model, options, progress)
     onnx_format.parse(payload)  # says what is wrong with a file that is none better than onnxruntime does

@@ -19,7 +19,8 @@ def inspect(path: Path, progress: Progress = silent) -> Report:  # noqa: ARG001 
     """What can be told of the file at `path` without a key and without reading its bytes; whether it is so: `verify`.
 
     A foreign file is told to be one; of a sealed file, what its outer manifest tells and who may open it.
-    ArtifactError when there is no such file, or it or its manifest is malformed.
+    ArtifactError when there is no such file, or it or its manifest is malformed; IntegrityError for a signature that is
+    a link.
     """
     model = Artifact.open(path)
     told = msgspec.to_builtins(model.manifest)
