@@ -96,9 +96,16 @@ def fill(module: torch.nn.Module, weights: Artifact, unsafe: bool = False) -> No
     for prefix in PREFIXES:
         if all(key.startswith(prefix) for key in state) and not any(key.startswith(prefix) for key in wanted):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
+    # Older files also hold what the model computes for itself (position_ids of BERT); the same numbers are no trouble.
+    computed = {key: value for key, value in module.named_buffers() if key not in wanted}
+    state = {key: value for key, value in state.items() if key not in computed or not _same(value, computed[key])}
     _refuse_mismatch(state, wanted, str(weights.path))
     with AuthorsCode(f"{weights.path}: does not fit the model"):
         module.load_state_dict(state)
+
+
+def _same(left: torch.Tensor, right: torch.Tensor) -> bool:
+    return (left.shape, left.dtype) == (right.shape, right.dtype) and torch.equal(left.cpu(), right.cpu())
 
 
 def _refuse_mismatch(state: StateDict, wanted: Mapping[str, Any], name: str) -> None:

@@ -12,15 +12,15 @@ import onnx
 
 from modelctl import record
 from modelctl.artifact import Artifact, Payload, format_of
+from modelctl.making import Origin, create
 from modelctl.data import Data, open_data
-from modelctl.errors import UnsupportedError, UsageError, missing_extra
+from modelctl.errors import DataError, UnsupportedError, UsageError, missing_extra
 from modelctl.formats import onnx as onnx_format
 from modelctl.graph import clean, divergence, measure, parity
 from modelctl.graph.closeness import Arrays
 from modelctl.graph.ranges import Range, integer_ranges
 from modelctl.graph.session import Session
 from modelctl.graph.signature import EXAMPLE, agree, parse_inputs
-from modelctl.making import Origin, create
 from modelctl.manifest import TensorSpec
 from modelctl.options import ExportOptions
 from modelctl.progress import Progress, silent
@@ -90,6 +90,7 @@ def export(source: Source, out: Path, options: ExportOptions, progress: Progress
     made_from = origin(source, options)
     _refuse_losing(out, made_from)
     with create(out, made_from) as draft:
+        data = _samples(options, parse_inputs(options.inputs)) if options.inputs else None  # a wrong shape is told now
         progress.advance("reading and translating", 0, 1)
         found = (
             _adopted(made_from.parents[0], options)
@@ -100,7 +101,7 @@ def export(source: Source, out: Path, options: ExportOptions, progress: Progress
         payload = onnx_format.written(draft.path)
         session = Session(payload, options.thread_count())
         draft.inputs, draft.outputs = session.inputs, session.outputs
-        data = open_data(options.data, found.inputs, options.seed) if options.data is not None else None
+        data = data if data is not None and data.inputs == found.inputs else _samples(options, found.inputs)
         proof = _prove(found, payload, session.run, data, options, progress)
         draft.metrics = _figures(payload, data, options, progress) | {"parity": proof}
     return Artifact.open(out)
@@ -126,6 +127,16 @@ def _refuse_losing(out: Path, made_from: Origin) -> None:
         for entry in parent.manifest.files:
             if parent.file(entry).resolve() in written:
                 raise UsageError(f"{out}: would be written over {parent.file(entry)}", "choose another name with -o")
+
+
+def _samples(options: ExportOptions, inputs: tuple[TensorSpec, ...]) -> Data | None:
+    """The user's samples for a model of these inputs, read and fitted; None where there are none."""
+    if options.data is None:
+        return None
+    data = open_data(options.data, inputs, options.seed)
+    if not len(data.scored):
+        raise DataError(f"{data.name}: holds no samples")
+    return data
 
 
 def _figures(payload: Payload, data: Data | None, options: ExportOptions, progress: Progress) -> dict[str, Any]:

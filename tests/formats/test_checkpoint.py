@@ -45,6 +45,21 @@ def test_safetensors_are_read(tmp_path: Path) -> None:
     assert len(read(Artifact.open(tmp_path / "w.safetensors"))) == 7
 
 
+def test_what_the_model_computes_for_itself_may_be_in_the_file_if_it_is_the_same(tmp_path: Path) -> None:
+    def counting() -> torch.nn.Module:
+        module = torch.nn.Linear(2, 3)
+        module.register_buffer("positions", torch.arange(4), persistent=False)
+        return module
+
+    state = counting().state_dict()
+    other = counting()
+    fill(other, weights(tmp_path, state | {"positions": torch.arange(4)}))
+    assert all(torch.equal(value, state[key]) for key, value in other.state_dict().items())
+    for wrong in (torch.arange(5), torch.arange(4) + 1, torch.arange(4.0)):
+        with pytest.raises(ArtifactError, match="has besides 'positions'"):
+            fill(other, weights(tmp_path, state | {"positions": wrong}))
+
+
 def test_infinity_is_kept_and_nan_is_not(tmp_path: Path) -> None:
     assert len(read(weights(tmp_path, {"mask": torch.tensor([float("-inf")])}))) == 1
     with pytest.raises(ArtifactError, match=r"w\.pt: 'mask' holds NaN"):
@@ -92,3 +107,19 @@ def test_damaged_safetensors_raise_nothing_unforeseen(
     data = bytearray(save(net().state_dict()))
     data[place % len(data)] ^= flip
     damaged(tmp_path_factory.getbasetemp(), "f.safetensors", bytes(data))
+
+
+@pytest.mark.parametrize("size", [1 << 34, 1 << 40])
+def test_a_small_file_does_not_become_a_huge_tensor(tmp_path: Path, size: int) -> None:
+    with pytest.raises(ArtifactError, match="the file holds fewer"):
+        checkpoint.read(weights(tmp_path, {"w": torch.zeros(1).expand(size)}))
+
+
+@pytest.mark.parametrize("kind", ["F8_E8M0", "F4"])
+def test_types_that_torch_has_not_are_named(tmp_path: Path, kind: str) -> None:
+    count = 2 if kind == "F4" else 1
+    header = json.dumps({"w": {"dtype": kind, "shape": [count], "data_offsets": [0, 1]}}).encode()
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0")
+    with pytest.raises(ArtifactError, match=kind):
+        checkpoint.read(Artifact.open(path))

@@ -218,6 +218,12 @@ def test_samples_of_the_wrong_shape_are_refused(capsys: pytest.CaptureFixture[st
     assert status == 2 and "expected float32[N,4], found float32[" in said
 
 
+def test_samples_are_looked_at_before_the_model_is_built(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=np.zeros((40, 5), np.float32))
+    status, said = refusal(capsys, "nets:raises", *MLP, "--data", str(tmp_path / "data.npz"))
+    assert status == 2 and "expected float32[N,4], found float32[" in said
+
+
 def test_weights_are_for_factories_only(capsys: pytest.CaptureFixture[str]) -> None:
     status, said = refusal(capsys, "good.pt2", "--weights", "good.pt")
     assert status == 2 and "--weights" in said
