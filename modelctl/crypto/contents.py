@@ -16,6 +16,7 @@ from typing import IO
 from modelctl import digests, manifest
 from modelctl.artifact import Artifact
 from modelctl.crypto import signing, stanza
+from modelctl.crypto.buffers import Buffers
 from modelctl.crypto.tally import Tally
 from modelctl.errors import ArtifactError, IntegrityError
 from modelctl.manifest import FileEntry, Manifest
@@ -48,7 +49,8 @@ def blocks_of(
     head = len(encoded).to_bytes(4, "big") + encoded + b"".join(data for _, data in small)
 
     total = len(head) + model.size_bytes
-    block, filled, done = memoryview(bytearray(size)), 0, 0
+    buffers = Buffers(size)
+    block, filled, done = buffers.take(size), 0, 0
     for part, check in _parts(model, head):
         while got := part.readinto(block[filled:]):
             check(block[filled : filled + got])
@@ -57,7 +59,7 @@ def blocks_of(
             if filled == size:
                 yield block
                 progress.advance("encrypt", done, total, "bytes")
-                block, filled = memoryview(bytearray(size)), 0
+                block, filled = buffers.take(size), 0
     if filled:
         yield block[:filled]
 
@@ -84,10 +86,10 @@ class Reader:
 
     def __init__(self, name: str, sink: Sink, progress: Progress) -> None:
         self.name, self.sink, self.progress = name, sink, progress
-        self._blocks: Iterator[bytes] = iter(())
+        self._blocks: Iterator[memoryview] = iter(())
         self._held = memoryview(b"")
 
-    def read(self, blocks: Iterator[bytes], most: int) -> Inside:
+    def read(self, blocks: Iterator[memoryview], most: int) -> Inside:
         """All of the body, to its verified end; `most` is the size of the sealed file, and bounds what is inside."""
         self._blocks = blocks
         length = int.from_bytes(self._take(4), "big")
@@ -143,7 +145,7 @@ class Reader:
                 block = next(self._blocks, None)
                 if block is None:
                     raise self._wrong("less than its index lists")
-                self._held = memoryview(block)
+                self._held = block
             piece = self._held[:count]
             self._held = self._held[len(piece) :]
             count -= len(piece)

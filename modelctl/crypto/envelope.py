@@ -26,6 +26,7 @@ from Crypto.Protocol.KDF import HKDF
 from modelctl import digests
 from modelctl.artifact import Artifact, Payload
 from modelctl.crypto import floe, stanza
+from modelctl.crypto.buffers import Buffers
 from modelctl.crypto.contents import Inside, Reader, Sink, blocks_of
 from modelctl.crypto.floe import Floe, FloeError
 from modelctl.crypto.keys import OpeningKey, Recipient
@@ -62,7 +63,7 @@ def seal(
     body = Floe.start(_derived(content_key, "body"), AAD)
     with out.open("xb") as file, Tally() as written:
 
-        def write(piece: bytes | bytearray) -> None:
+        def write(piece: bytes | memoryview) -> None:
             file.write(piece)
             written.add(piece)
 
@@ -181,10 +182,12 @@ def _checked(outer: _Outer, keys: Sequence[OpeningKey], sink: Sink, threads: int
     """What is in a sealed file, once it is known that file, seal and contents are what they say."""
     name, entry, promised = outer.name, outer.manifest.files[0], outer.manifest.encryption
     other = IntegrityError(f"{name}: the bytes are not the ones that its manifest describes")
+    buffers = Buffers(max(MOST_HEADER_BYTES, floe.Parameters.segment_bytes))
     with Tally() as read:
 
-        def pull(count: int) -> bytes:
-            data = outer.file.read(count) or b""
+        def pull(count: int) -> memoryview:
+            data = buffers.take(count)
+            data = data[: outer.file.readinto(data)]
             read.add(data)
             return data
 
@@ -207,10 +210,10 @@ def _checked(outer: _Outer, keys: Sequence[OpeningKey], sink: Sink, threads: int
 
 
 def _unseal(
-    pull: Callable[[int], bytes], size: int, keys: Sequence[OpeningKey], reader: Reader, threads: int
+    pull: Callable[[int], memoryview], size: int, keys: Sequence[OpeningKey], reader: Reader, threads: int
 ) -> Inside:
     content_key = _content_key(*_read_head(pull, reader.name), keys, reader.name)
-    body = Floe.resume(_derived(content_key, "body"), AAD, pull(floe.HEADER_BYTES))
+    body = Floe.resume(_derived(content_key, "body"), AAD, bytes(pull(floe.HEADER_BYTES)))
     with contextlib.closing(floe.decrypt(body, pull, threads)) as blocks:
         return reader.read(blocks, size)
 
@@ -222,9 +225,9 @@ def _content_key(head: bytes, header: Header, mac: bytes, keys: Sequence[Opening
     return content_key
 
 
-def _read_head(pull: Callable[[int], bytes], name: str) -> tuple[bytes, Header, bytes]:
+def _read_head(pull: Callable[[int], bytes | memoryview], name: str) -> tuple[bytes, Header, bytes]:
     """The bytes that the MAC covers, the header in them, and the MAC; sizes are looked at before anything is read."""
-    start = pull(len(MAGIC) + 5)
+    start = bytes(pull(len(MAGIC) + 5))
     if len(start) != len(MAGIC) + 5 or not start.startswith(MAGIC):
         raise ArtifactError(f"{name}: not a sealed file")
     version, length = start[len(MAGIC)], int.from_bytes(start[-4:], "big")
@@ -232,7 +235,7 @@ def _read_head(pull: Callable[[int], bytes], name: str) -> tuple[bytes, Header, 
         raise ArtifactError(f"{name}: a sealed file of version {version}, this modelctl reads {VERSION}")
     if length > MOST_HEADER_BYTES:
         raise ArtifactError(f"{name}: a header of {length} bytes, at most {MOST_HEADER_BYTES} are read")
-    encoded, mac = pull(length), pull(MAC_BYTES)
+    encoded, mac = bytes(pull(length)), bytes(pull(MAC_BYTES))
     if len(encoded) != length or len(mac) != MAC_BYTES:
         raise IntegrityError(f"{name}: is cut short")
     return start + encoded, stanza.parse(encoded, name), mac

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelctl.crypto import aead
+from modelctl.crypto.buffers import Buffers
 
 IV_BYTES = 32
 HEADER_BYTES = 10 + IV_BYTES + 32
@@ -58,6 +59,7 @@ class Floe:
         self.parameters = parameters
         self._bound = parameters.encoded() + iv
         self._aad = aad
+        self._buffers = Buffers(parameters.segment_bytes)
         self.header = self._bound + self._derive(key, b"HEADER_TAG:", 32)
         self._message_key = self._derive(key, b"MESSAGE_KEY:", 48)
 
@@ -86,19 +88,19 @@ class Floe:
         group = number >> self.parameters.rotation_bits << self.parameters.rotation_bits
         return self._derive(self._message_key, b"DEK:" + group.to_bytes(8, "big"), 32)
 
-    def seal(self, number: int, data: aead.Bytes, last: bool, nonce: bytes | None = None) -> bytearray:
+    def seal(self, number: int, data: aead.Bytes, last: bool, nonce: bytes | None = None) -> memoryview:
         """Segment `number` of the stream; `data` is a full segment's worth, or less if it is the last."""
         if len(data) > self.parameters.plain_bytes or (len(data) < self.parameters.plain_bytes and not last):
             raise ValueError(f"{len(data)} bytes do not fit a segment")
         nonce = nonce or secrets.token_bytes(aead.NONCE_BYTES)
-        segment = bytearray(len(data) + OVERHEAD_BYTES)
+        segment = self._buffers.take(len(data) + OVERHEAD_BYTES)
         segment[:MARK_BYTES] = len(segment).to_bytes(4, "big") if last else NOT_LAST
         segment[MARK_BYTES : MARK_BYTES + aead.NONCE_BYTES] = nonce
-        out = memoryview(segment)[MARK_BYTES + aead.NONCE_BYTES :]
+        out = segment[MARK_BYTES + aead.NONCE_BYTES :]
         aead.seal(self._segment_key(number), nonce, data, _place(number, last), out)
         return segment
 
-    def open(self, number: int, segment: aead.Bytes, last: bool) -> bytes:
+    def open(self, number: int, segment: aead.Bytes, last: bool) -> memoryview:
         """The plaintext of segment `number`; FloeError if it is not that segment, unchanged."""
         view = memoryview(segment)
         mark = len(view).to_bytes(4, "big") if last else NOT_LAST
@@ -106,17 +108,19 @@ class Floe:
             raise FloeError(f"segment {number} is not whole")
         nonce = bytes(view[MARK_BYTES : MARK_BYTES + aead.NONCE_BYTES])
         sealed = view[MARK_BYTES + aead.NONCE_BYTES :]
+        plain = self._buffers.take(len(view) - OVERHEAD_BYTES)
         try:
-            return aead.open_(self._segment_key(number), nonce, sealed, _place(number, last))
+            aead.open_(self._segment_key(number), nonce, sealed, _place(number, last), plain)
         except aead.BadTag:
             raise FloeError(f"segment {number} has been changed") from None
+        return plain
 
 
 def _place(number: int, last: bool) -> bytes:
     return number.to_bytes(8, "big") + (b"\x01" if last else b"\x00")
 
 
-def encrypt(floe: Floe, blocks: Iterable[aead.Bytes], threads: int) -> Generator[bytearray, None, None]:
+def encrypt(floe: Floe, blocks: Iterable[aead.Bytes], threads: int) -> Generator[memoryview, None, None]:
     """The segments of a stream, its header aside, in order; `blocks` are full segments' worths, the last may be less.
 
     Holds a few segments a thread in memory, however long the stream is. A block must not change once it is given.
@@ -124,7 +128,7 @@ def encrypt(floe: Floe, blocks: Iterable[aead.Bytes], threads: int) -> Generator
     return _in_order(floe.seal, _marked(blocks), threads)
 
 
-def decrypt(floe: Floe, read: Callable[[int], bytes], threads: int) -> Generator[bytes, None, None]:
+def decrypt(floe: Floe, read: Callable[[int], aead.Bytes], threads: int) -> Generator[memoryview, None, None]:
     """The plaintext of the segments that `read(n)` gives, n bytes at a time and fewer only at the end of the stream.
 
     FloeError as soon as a segment is found changed, moved or cut short, and at the end if the last one is missing.
@@ -143,7 +147,7 @@ def _marked(blocks: Iterable[aead.Bytes]) -> Iterator[tuple[int, aead.Bytes, boo
     yield number, held or b"", True
 
 
-def _segments(size: int, read: Callable[[int], bytes]) -> Iterator[tuple[int, bytes, bool]]:
+def _segments(size: int, read: Callable[[int], aead.Bytes]) -> Iterator[tuple[int, aead.Bytes, bool]]:
     number = 0
     while (segment := read(size))[:MARK_BYTES] == NOT_LAST:
         if len(segment) != size:

@@ -156,8 +156,11 @@ def test_both_libraries_make_and_open_the_same_bytes(data: bytes, aad: bytes) ->
     aead.seal(KEY, nonce, data, aad, memoryview(one))
     aead.portable_seal(KEY, nonce, data, aad, memoryview(other))
     assert one == other
-    assert aead.open_(KEY, nonce, one, aad) == aead.portable_open(KEY, nonce, one, aad) == data
+    for way in (aead.open_, aead.portable_open):
+        plain = bytearray(len(data))
+        way(KEY, nonce, one, aad, memoryview(plain))
+        assert plain == data
     one[0] ^= 1
     for way in (aead.open_, aead.portable_open):
         with pytest.raises(aead.BadTag):
-            way(KEY, nonce, one, aad)
+            way(KEY, nonce, one, aad, memoryview(plain))
