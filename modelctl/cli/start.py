@@ -1,11 +1,13 @@
 """Where the program begins: light, so that Ctrl-C is answered while the rest of it is still being loaded."""
 
+import os
 import sys
 from typing import NoReturn
 
 
 def main() -> NoReturn:
     """The entry point of the `modelctl` script."""
+    _open_what_is_closed()
     try:
         from modelctl.cli.main import main as program
 
@@ -13,3 +15,10 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         sys.stderr.write("modelctl: interrupted\n")
         sys.exit(130)
+
+
+def _open_what_is_closed() -> None:
+    """Give stdin, stdout and stderr a place: a file that took the number of one that is closed would get its words."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))

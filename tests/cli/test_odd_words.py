@@ -132,3 +132,12 @@ def test_decrypt_writes_no_model_where_it_makes_no_sense(
     out, err = capsys.readouterr()
     assert out == ""
     assert "two.sealed: holds 2 files" in err
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_trouble(closed: str, place: Path) -> None:
+    line = f"exec '{sys.executable}' -m modelctl encrypt model.onnx -o out.sealed --key-file aes.key {closed}"
+    assert subprocess.run(["sh", "-c", line], check=False).returncode == 0
+    assert status_of(["verify", "out.sealed", "-q"]) == 0
+    line = f"exec '{sys.executable}' -m modelctl inspect absent.onnx {closed}"
+    assert subprocess.run(["sh", "-c", line], check=False).returncode == 2
