@@ -10,6 +10,7 @@ An object is written beside, synced and renamed; a ref's value is linked to its 
 
 import contextlib
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterable, Iterator
@@ -30,7 +31,7 @@ VALUE_LIMIT_BYTES = 64 << 10
 def open_store(url: str, create: bool) -> "FolderStore":
     """The store in the folder that `url` names; see `stores.store.open_store`."""
     place = url.removeprefix("file://").removeprefix("localhost")
-    if not place.startswith("/") or "?" in place or "#" in place:
+    if not place.startswith("/") or "?" in place or "#" in place or not unquote(place).isprintable():
         raise UsageError(f"{url}: not file:///FOLDER, an absolute path", f"file://{Path(place).absolute()}")
     root = Path(unquote(place))
     if not root.exists() and not create:
@@ -149,7 +150,7 @@ class FolderStore:
     def _values(self, name: str, tag: str) -> list[Path]:
         folder = self.root / "refs" / name / tag
         with _told(self.root):
-            return sorted(one for one in folder.iterdir() if _is_number(one.name)) if folder.is_dir() else []
+            return sorted(one for one in folder.iterdir() if _is_value(one)) if folder.is_dir() else []
 
     @contextlib.contextmanager
     def _beside(self, pieces: Iterable[bytes]) -> Iterator[Path]:
@@ -157,6 +158,8 @@ class FolderStore:
         folder = self.root / "tmp"
         with _told(self.root):
             folder.mkdir(exist_ok=True)
+            if folder.is_symlink():  # a hostile store would have us sweep up somebody's folder
+                raise StoreError(f"{folder}: is a link, and a store has none there", f"rm {folder}")
             _sweep(folder)
         new = folder / secrets.token_hex(16)
         try:
@@ -165,6 +168,10 @@ class FolderStore:
         finally:
             with contextlib.suppress(OSError):
                 new.unlink(missing_ok=True)
+
+
+def _is_value(file: Path) -> bool:
+    return _is_number(file.name) and file.is_file()  # nor is a pipe one, which would be waited for
 
 
 def _is_number(name: str) -> bool:
@@ -187,8 +194,10 @@ def _write(path: Path, pieces: Iterable[bytes]) -> None:
 def _sweep(folder: Path) -> None:
     """Remove what killed processes left: whoever is still writing has touched its file within the hour."""
     for left in folder.iterdir():
+        if not re.fullmatch("[0-9a-f]{32}", left.name):
+            continue
         with contextlib.suppress(FileNotFoundError):
-            if left.stat().st_mtime < time.time() - ABANDONED_S:
+            if left.lstat().st_mtime < time.time() - ABANDONED_S:
                 left.unlink()
 
 

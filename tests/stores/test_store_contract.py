@@ -303,3 +303,38 @@ def test_a_store_that_one_may_only_read_can_be_read(scheme: str) -> None:
         assert write.startswith("StoreError") and move.startswith("StoreError") and close == "done"
         assert make.startswith("StoreError") and "permission denied" in make
         assert snapshot(Path(folder)) == before
+
+
+def test_a_hostile_folder_can_not_have_files_elsewhere_swept_up(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name in ("thesis.txt", "0" * 32):
+        (mine / name).write_text("years of work")
+        os.utime(mine / name, (1, 1))
+    store = open_store(f"file://{tmp_path}/models", create=True)
+    (tmp_path / "models" / "tmp").symlink_to(mine)
+    with pytest.raises(StoreError, match="is a link"):
+        store.write("blobs/a", [b"x"])
+    assert len(list(mine.iterdir())) == 2
+
+
+def test_only_what_a_store_left_is_swept_up(tmp_path: Path) -> None:
+    store = open_store(f"file://{tmp_path}/models", create=True)
+    (tmp_path / "models" / "tmp").mkdir()
+    for name in ("thesis.txt", "0" * 32):
+        (tmp_path / "models" / "tmp" / name).write_text("old")
+        os.utime(tmp_path / "models" / "tmp" / name, (1, 1))
+    store.write("blobs/a", [b"x"])
+    assert [one.name for one in (tmp_path / "models" / "tmp").iterdir()] == ["thesis.txt"]
+
+
+def test_a_pipe_in_place_of_a_ref_is_not_waited_for(tmp_path: Path) -> None:
+    store = open_store(f"file://{tmp_path}/models", create=True)
+    (tmp_path / "models" / "refs" / "a" / "1").mkdir(parents=True)
+    os.mkfifo(tmp_path / "models" / "refs" / "a" / "1" / "00000001")
+    assert store.ref("a", "1") is None
+
+
+def test_a_url_with_what_can_not_be_printed_is_refused() -> None:
+    with pytest.raises(UsageError):
+        open_store("file:///tmp/%00/models")
