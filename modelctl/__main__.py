@@ -1,5 +1,10 @@
-"""`python -m modelctl` is `modelctl`."""
+"""`python -m modelctl` is `modelctl`; nothing comes from the current folder, which `-m` puts on the import path."""
 
-from modelctl.cli.start import main
+import sys
+
+if not sys.flags.safe_path:
+    del sys.path[0]
+
+from modelctl.cli.start import main  # noqa: E402 - only now is it sure where its imports come from
 
 main()
