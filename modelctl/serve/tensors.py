@@ -29,6 +29,7 @@ from modelctl.serve.refusal import Refused, told
 Array = np.ndarray[Any, Any]
 
 MAX_RANK = 32
+MOST_EMPTY = 1 << 24  # the other dimensions of an empty tensor together: nothing sent stands behind them
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def check_shape(name: str, shape: Any, spec: TensorSpec) -> tuple[int, ...]:
         raise Refused(f"input {name!r}: shape {told(shape)} is not a list of integers")
     if any(size < 0 or size >= 2**31 for size in shape):
         raise Refused(f"input {name!r}: shape {told(shape)} has a dimension below 0 or above 2^31")
+    if 0 in shape and math.prod(size for size in shape if size) > MOST_EMPTY:
+        raise Refused(f"input {name!r}: shape {told(shape)} is too large for a tensor without elements")
     if len(shape) != len(spec.shape) or any(
         type(wanted) is int and size != wanted for size, wanted in zip(shape, spec.shape, strict=True)
     ):
