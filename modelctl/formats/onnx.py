@@ -5,6 +5,7 @@ aligned, as the external data of the ONNX specification (docs/ExternalData.md).
 """
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 import msgspec
@@ -98,20 +99,27 @@ def external_tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
     """The tensors, in the graph, its subgraphs, functions and attributes, whose data lie outside the model's file."""
     found: list[onnx.TensorProto] = []
     nodes = [node for function in model.functions for node in function.node]
+    attributes = [one for function in model.functions for one in function.attribute_proto]
     graphs = [model.graph]
-    while graphs or nodes:
+    while graphs or nodes or attributes:
         if graphs:
             graph = graphs.pop()
-            found += [tensor for tensor in graph.initializer if uses_external_data(tensor)]
-            sparse = [part for one in graph.sparse_initializer for part in (one.values, one.indices)]
-            found += [tensor for tensor in sparse if uses_external_data(tensor)]
+            held = [*graph.initializer, *_dense(graph.sparse_initializer)]
+            found += [tensor for tensor in held if uses_external_data(tensor)]
             nodes += graph.node
         while nodes:
-            for attribute in nodes.pop().attribute:
-                found += [tensor for tensor in (attribute.t, *attribute.tensors) if uses_external_data(tensor)]
-                graphs += [attribute.g] if attribute.HasField("g") else []
-                graphs += attribute.graphs
+            attributes += nodes.pop().attribute
+        while attributes:
+            one = attributes.pop()
+            held = [one.t, *one.tensors, *_dense([one.sparse_tensor, *one.sparse_tensors])]
+            found += [tensor for tensor in held if uses_external_data(tensor)]
+            graphs += [one.g] if one.HasField("g") else []
+            graphs += one.graphs
     return found
+
+
+def _dense(sparse: Iterable[onnx.SparseTensorProto]) -> list[onnx.TensorProto]:
+    return [part for one in sparse for part in (one.values, one.indices)]
 
 
 def place_of(tensor: onnx.TensorProto) -> tuple[str, int, int | None]:
