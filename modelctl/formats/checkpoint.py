@@ -25,6 +25,7 @@ StateDict = dict[str, torch.Tensor]
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net")
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 SHOWN = 3
+SPREAD_BYTES = 1 << 26  # what a tensor that repeats its elements may be once it is spread out
 # What torch's unpickler is seen to raise on damaged bytes.
 _UNREADABLE = (
     *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError, TypeError, AttributeError),
@@ -46,12 +47,17 @@ def read(weights: Artifact, unsafe: bool = False) -> StateDict:
             found: Any = load_safetensors(data)
         except SafetensorError as error:
             raise ArtifactError(f"{name}: not a safetensors file, or cut short: {error}") from error
+        except KeyError as error:
+            raise ArtifactError(f"{name}: holds {error.args[0]}, which torch has no type for") from error
     elif weights.manifest.format == "checkpoint":
         found = _read_torch(data, name, unsafe)
     else:
         raise ArtifactError(f"{name}: no weights are read from {weights.manifest.format}", "one of: .pt .safetensors")
     state = _unwrapped(found, name)
     for key, tensor in state.items():
+        # A tensor of stride 0 is as large as it says it is, and a few bytes in the file.
+        if tensor.nbytes > max(tensor.untyped_storage().nbytes(), SPREAD_BYTES):
+            raise ArtifactError(f"{name}: {key!r} has {tensor.numel()} elements, and the file holds fewer")
         if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
             raise ArtifactError(f"{name}: {key!r} holds NaN")
     return state
