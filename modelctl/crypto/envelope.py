@@ -187,7 +187,7 @@ def _checked(outer: _Outer, keys: Sequence[OpeningKey], sink: Sink, threads: int
 
         def pull(count: int) -> memoryview:
             data = buffers.take(count)
-            data = data[: outer.file.readinto(data)]
+            data = data[: outer.file.readinto(data) or 0]
             read.add(data)
             return data
 
