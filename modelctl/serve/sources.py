@@ -78,15 +78,17 @@ def _from_store(source: str, secrets: Secrets, progress: Progress) -> Opened:
     ref = Ref.parse(source)
     with closing(open_store(ref.store)) as store:
         stored = find(store, ref)
+        text: bytes | None = stored.text
+        signature = stored.signature
+        if stored.manifest.format != "sealed":  # whose signature lies inside
+            secrets.check(source, text, signature)
         payload = stored.load(progress)
-    text: bytes | None = stored.text
-    signature = stored.signature
     if stored.manifest.format == "sealed":
         from modelctl.crypto.envelope import open_sealed_payload
 
         payload = open_sealed_payload(payload, source, secrets.keys, progress=progress)
         text, signature = _signed_inside(payload, text, signature)
-    secrets.check(source, text, signature)
+        secrets.check(source, text, signature)
     return Opened(ref.name, ref.tag, payload)
 
 
@@ -103,9 +105,10 @@ def _from_file(source: str, secrets: Secrets, progress: Progress) -> Opened:
 
         payload = open_sealed(artifact, secrets.keys, progress=progress)
         text, signature = _signed_inside(payload, text, signature)
+        secrets.check(source, text, signature)
     else:
+        secrets.check(source, text, signature)
         payload = artifact.load()
-    secrets.check(source, text, signature)
     return Opened(artifact.name, FIRST_VERSION, payload)
 
 

@@ -185,3 +185,11 @@ def test_weights_beside_the_file_are_in_memory_too(tmp_path: Path) -> None:
     x = np.ones((2, 512), np.float32)
     expected = servers.reference(tmp_path / "small.onnx", {"x": x})["y"]
     np.testing.assert_allclose(found.runner._run({"x": x})["y"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_signature_that_must_be_there_is_asked_for_before_anything_is_loaded(
+    model: Artifact, key_folder: Path
+) -> None:
+    model.path.write_bytes(b"not what was signed")
+    with pytest.raises(IntegrityError, match="is not signed"):
+        serve(model.path, require_signature=str(key_folder / "ed.pub.pem"))
