@@ -24,6 +24,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from modelctl.errors import ArtifactError, CheckFailed, DataError, UnsupportedError, UsageError
+from modelctl.formats import recurrent
 from modelctl.formats.factory import AuthorsCode, told
 from modelctl.manifest import TensorSpec
 
@@ -141,7 +142,7 @@ def trace(model: Traced, sizes: Mapping[str, int]) -> ExportedProgram:
     by_position, by_name = model.call(shapes)
     dynamic: Any = by_position or by_name or None
     try:
-        with AuthorsCode(f"{model.name}: can't be traced", UnsupportedError), quiet():
+        with AuthorsCode(f"{model.name}: can't be traced", UnsupportedError), quiet(), recurrent.kept_whole():
             return torch.export.export(model.module, args, kwargs, dynamic_shapes=dynamic, strict=False)
     except UnsupportedError as error:
         found = _FIXED.search(str(error.__cause__))
@@ -171,7 +172,14 @@ def to_onnx(
     what = f"{name}: can't be written as ONNX"
     try:
         with AuthorsCode(what, UnsupportedError), quiet():
-            made = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, opset_version=opset)
+            made = torch.onnx.export(
+                program,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                opset_version=opset,
+                custom_translation_table=recurrent.translations(),
+            )
     except UnsupportedError as error:
         first: BaseException = error
         while first.__cause__ is not None:

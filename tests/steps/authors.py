@@ -56,6 +56,19 @@ class Masked(nn.Module):
         return nn.functional.scaled_dot_product_attention(hidden, hidden, hidden, attn_mask=mask[:, None, None, :])
 
 
+class Recurrent(nn.Module):
+    """Layers that go through a sequence of any length, both ways."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(4, 6, 2, bidirectional=True, batch_first=True, dropout=0.5)
+        self.gru = nn.GRU(12, 5, batch_first=True)
+
+    def forward(self, x):
+        every, last = self.gru(self.lstm(x)[0])
+        return every, last[-1]
+
+
 class Two(nn.Module):
     def forward(self, left, right):
         return left * 2 - right, (left * right).sum(1)
