@@ -5,6 +5,6 @@ import sys
 if not sys.flags.safe_path:
     del sys.path[0]
 
-from modelctl.cli.start import main  # noqa: E402 - only now is it sure where its imports come from
+from modelctl.cli.start import main
 
 main()

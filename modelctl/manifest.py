@@ -132,6 +132,8 @@ def parse(data: bytes, name: str = "manifest") -> Manifest:
         manifest = msgspec.convert(plain, Manifest)
     except msgspec.ValidationError as error:
         raise ArtifactError(f"{name}: not a manifest: {error}") from error
+    if not manifest.name.isprintable() or any(letter in "/\\" for letter in manifest.name):
+        raise ArtifactError(f"{name}: the name {manifest.name!r} is no plain one")
     primary = manifest.files[0].path
     seen: set[str] = {(primary + suffix).casefold() for suffix in (SUFFIX, SIGNATURE_SUFFIX)}
     for entry in manifest.files:
@@ -157,7 +159,7 @@ def strict_json(data: bytes, name: str, limit_bytes: int = LIMIT_BYTES) -> Any:
             depth -= 1
     try:
         text = data.decode()
-        plain = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
+        plain = json.loads(text, object_pairs_hook=_unique, **_NUMBERS)
         json.dumps(plain, ensure_ascii=False).encode()  # an escaped half of a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{name}: not sound JSON: {error}") from error
@@ -177,11 +179,21 @@ def _refuse_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is not a JSON number")
 
 
+def _bounded(text: str) -> int:
+    value = int(text)
+    if abs(value) > 2**64:
+        raise ValueError(f"{text[:40]} is out of range")
+    return value
+
+
 def _finite(text: str) -> float:
     value = float(text)
     if value in (float("inf"), float("-inf")):
-        raise ValueError(f"{text} is out of range")
+        raise ValueError(f"{text[:40]} is out of range")
     return value
+
+
+_NUMBERS: Any = {"parse_constant": _refuse_constant, "parse_float": _finite, "parse_int": _bounded}
 
 
 def check_path(path: str, name: str) -> None:
