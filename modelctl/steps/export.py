@@ -12,7 +12,6 @@ import onnx
 
 from modelctl import record
 from modelctl.artifact import Artifact, Payload, format_of
-from modelctl.making import Origin, create
 from modelctl.data import Data, open_data
 from modelctl.errors import DataError, UnsupportedError, UsageError, missing_extra
 from modelctl.formats import onnx as onnx_format
@@ -21,6 +20,7 @@ from modelctl.graph.closeness import Arrays
 from modelctl.graph.ranges import Range, integer_ranges
 from modelctl.graph.session import Session
 from modelctl.graph.signature import EXAMPLE, agree, parse_inputs
+from modelctl.making import Origin, create
 from modelctl.manifest import TensorSpec
 from modelctl.options import ExportOptions
 from modelctl.progress import Progress, silent
