@@ -220,6 +220,8 @@ def _read(source: str, secret: bool) -> str:
         if not os.environ.get(name):
             raise KeyFileError(f"{source}: no such environment variable, or an empty one")
         return os.environ[name]
+    if source.startswith((AES_PREFIX, "-----BEGIN")):  # and is not repeated in a message
+        raise KeyFileError("a key was typed where the path of its file is wanted", "chmod 600 key.pem")
     path = Path(source)
     try:
         with path.open("rb") as file:

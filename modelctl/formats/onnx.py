@@ -16,6 +16,7 @@ from onnx.external_data_helper import uses_external_data
 from modelctl import digests
 from modelctl.artifact import FORMATS, Artifact, Payload
 from modelctl.errors import ArtifactError, UnsupportedError
+from modelctl.formats import functions
 from modelctl.making import refuse_folder
 from modelctl.manifest import FileEntry, Manifest
 
@@ -92,6 +93,7 @@ def parse_bytes(data: bytes, name: str) -> onnx.ModelProto:
         raise ArtifactError(f"{name}: not an ONNX model, or cut short") from error
     if not model.HasField("graph") or not model.opset_import or not model.graph.output:
         raise ArtifactError(f"{name}: not an ONNX model: {'empty' if not data else 'holds no graph'}")
+    functions.refuse_unfolding(model, name)
     return model
 
 

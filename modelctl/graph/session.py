@@ -13,6 +13,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from modelctl.artifact import Payload
 from modelctl.errors import ArtifactError, DataError, UnsupportedError
+from modelctl.formats import functions
 from modelctl.manifest import TensorSpec
 
 Tensors = Mapping[str, np.ndarray[Any, Any]]
@@ -44,7 +45,7 @@ class Session:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
-        _refuse_outside(payload)
+        _refuse_hostile(payload)
         beside = {path: data for path, data in payload.files.items() if path != name}
         if beside:
             sizes = [len(data) for data in beside.values()]
@@ -92,9 +93,9 @@ def _array_of(value: ort.OrtValue) -> np.ndarray[Any, Any]:
     return np.frombuffer(raw, dtype=ml_dtypes.bfloat16).reshape(shape)
 
 
-def _refuse_outside(payload: Payload) -> None:
-    """onnxruntime would open any file that a model names as its weights; only those of the payload may be named."""
-    if b"location" not in payload.primary:
+def _refuse_hostile(payload: Payload) -> None:
+    """onnxruntime would open any file that a model names as its weights, and unfold its functions without measure."""
+    if b"location" not in payload.primary and not functions.present(payload.primary):
         return
     from modelctl.formats import onnx as onnx_format
 

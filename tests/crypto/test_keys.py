@@ -259,3 +259,11 @@ def test_openssl_bears_out_our_signatures(tmp_path: Path, key_folder: Path) -> N
             text=True,
         )
         assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.parametrize("secret", ["modelctl-aes256:" + "A" * 43, "-----BEGIN PRIVATE KEY-----\nMC4"])
+def test_a_key_typed_in_place_of_its_path_is_not_repeated(secret: str) -> None:
+    for read in (keys.aes_key, keys.private_key, keys.public_key):
+        with pytest.raises(KeyFileError) as caught:
+            read(secret)
+        assert secret not in str(caught.value)
