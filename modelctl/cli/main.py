@@ -3,9 +3,11 @@
 0 done · 1 the answer is no · 2 could not · 70 a bug · 130 Ctrl-C · 143 asked to end · 141 nobody reads the output
 """
 
+import _thread
 import contextlib
 import signal
 import sys
+import threading
 from importlib import import_module
 from io import TextIOWrapper
 from types import FrameType, TracebackType
@@ -19,6 +21,8 @@ from modelctl.cli.command import Run
 from modelctl.cli.console import STOPPED, Console, OutputGone
 from modelctl.cli.usage import explained, refuse_odd_words
 from modelctl.errors import ModelctlError
+
+AGAIN_S = 0.01  # after an interrupt was lost
 
 COMMANDS = (
     "export",
@@ -134,8 +138,11 @@ def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _again_if_interrupted(lost: "sys.UnraisableHookArgs") -> None:
-    if isinstance(lost.exc_value, KeyboardInterrupt):  # it fell into a finalizer, which can't be stopped
-        signal.raise_signal(signal.SIGINT)
+    if isinstance(lost.exc_value, KeyboardInterrupt):
+        # It fell into a finalizer, which can't be stopped; raised at once, it would fall into this hook.
+        again = threading.Timer(AGAIN_S, _thread.interrupt_main)
+        again.daemon = True
+        again.start()
 
 
 def main() -> NoReturn:
