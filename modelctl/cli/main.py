@@ -3,11 +3,9 @@
 0 done · 1 the answer is no · 2 could not · 70 a bug · 130 Ctrl-C · 143 asked to end · 141 nobody reads the output
 """
 
-import _thread
 import contextlib
 import signal
 import sys
-import threading
 from importlib import import_module
 from io import TextIOWrapper
 from types import FrameType, TracebackType
@@ -17,12 +15,11 @@ import typer
 from typer.main import get_command
 
 from modelctl import __version__
+from modelctl.cli import interrupts
 from modelctl.cli.command import Run
 from modelctl.cli.console import STOPPED, Console, OutputGone
 from modelctl.cli.usage import explained, refuse_odd_words
 from modelctl.errors import ModelctlError
-
-AGAIN_S = 0.01  # after an interrupt was lost
 
 COMMANDS = (
     "export",
@@ -131,24 +128,8 @@ def status_of(argv: list[str]) -> int:
         return console.bug(error)
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    # What is torn down half-built complains that it is; nobody needs to hear of it.
-    sys.unraisablehook = _again_if_interrupted
-    raise KeyboardInterrupt
-
-
-def _again_if_interrupted(lost: "sys.UnraisableHookArgs") -> None:
-    if isinstance(lost.exc_value, KeyboardInterrupt):
-        # It fell into a finalizer, which can't be stopped; raised at once, it would fall into this hook.
-        again = threading.Timer(AGAIN_S, _thread.interrupt_main)
-        again.daemon = True
-        again.start()
-
-
 def main() -> NoReturn:
     """The program; `start` is where it begins."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupt)
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
@@ -160,5 +141,5 @@ def main() -> NoReturn:
         status = status_of(sys.argv[1:])
     except OutputGone:  # while telling of something else
         status = 141
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is over: what is torn down now is torn down in peace
+    interrupts.over()
     sys.exit(status)

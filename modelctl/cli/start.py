@@ -1,13 +1,16 @@
-"""Where the program begins: light, so that Ctrl-C is answered while the rest of it is still being loaded."""
+"""Where the program begins: light, so that Ctrl-C is heard while the rest of it is still being loaded."""
 
 import os
 import sys
 from typing import NoReturn
 
+from modelctl.cli import interrupts
+
 
 def main() -> NoReturn:
     """The entry point of the `modelctl` script."""
     _open_what_is_closed()
+    interrupts.install()
     try:
         from modelctl.cli.main import main as program
 
