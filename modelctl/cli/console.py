@@ -173,9 +173,9 @@ def facts_of(answer: "Artifact | Report") -> dict[str, Any]:
     }
 
 
-def plain_lines(facts: dict[str, Any], prefix: str = "") -> list[str]:
+def plain_lines(facts: dict[str, Any]) -> list[str]:
     """Nested facts as `a.b  value` lines, their values aligned."""
-    flat = list(_flat(facts, prefix))
+    flat = _flat(facts, "")
     width = max((len(name) for name, _ in flat), default=0)
     return [f"{name:<{width}}  {value}".rstrip() for name, value in flat]
 
