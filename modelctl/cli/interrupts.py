@@ -1,7 +1,7 @@
 """Ctrl-C, raised where it can be borne: not in the middle of an import, and not lost in a finalizer.
 
-Commands that were interrupted while they still loaded libraries have crashed, or taken the interrupt for an error of the
-library's; so a first Ctrl-C waits for the import that it falls into, some seconds at most. A second one is
+Commands that were interrupted while they still loaded libraries have crashed, or taken the interrupt for an error of
+the library's; so a first Ctrl-C waits for the import that it falls into, some seconds at most. A second one is
 raised at once.
 """
 
