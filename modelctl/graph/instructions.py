@@ -1,0 +1,164 @@
+"""A graph read into instructions: what each node calls, what is learned, what is known beforehand and where it lies.
+
+What is the same in every run is computed once. What comes from `Shape` stays on the CPU wherever the graph runs, until
+an operator on the device needs it.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import torch
+
+from modelctl.errors import UnsupportedError
+from modelctl.graph.operators import OPERATORS
+from modelctl.graph.operators.node import DTYPES, Mode, Node, Operator, to_torch
+
+LARGEST_WEIGHT = 1e4  # what is larger, or infinite, is a mask
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Where", "Min", "Max", "Sum", "Mean", "Mod"})
+_ON_HOST = frozenset({"Shape", "Size"})
+DEFAULT_DOMAINS = ("", "ai.onnx")
+_NOTHING = 0  # the slot of an input that is left out
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One node of the graph: its call, the slots of its inputs and outputs, and those that are free afterwards.
+
+    `lifted` are the inputs that lie on the CPU and are needed on the device.
+    """
+
+    call: Callable[..., Any]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    free: tuple[int, ...]
+    lifted: tuple[int, ...]
+    node: onnx.NodeProto
+
+
+class Build:
+    """What a graph becomes: what is learned, what is known beforehand and where it lies, and the instructions."""
+
+    def __init__(self, name: str, opsets: Mapping[str, int], mode: Mode, model: onnx.ModelProto) -> None:
+        self._name, self._opsets, self._mode = name, opsets, mode
+        operators = [self._operator(node) for node in model.graph.node]
+        learned = _learned(model, operators)
+        self.learned: dict[str, torch.Tensor] = {}
+        self._known: dict[str, torch.Tensor] = {}
+        for tensor in model.graph.initializer:
+            (self.learned if tensor.name in learned else self._known)[tensor.name] = to_torch(tensor)
+        left = self._fold(model.graph.node, operators)
+        self.slots: dict[str, int] = {}
+        self.host_slots: dict[str, int] = {}
+        self.on_device: dict[str, torch.Tensor] = {}
+        self.on_host: dict[str, torch.Tensor] = {}
+        self.size = 1
+        for value in (*(one.name for one in model.graph.input), *self.learned):
+            self._slot(value)
+        self.instructions = self._instructions(left, [one.name for one in model.graph.output])
+
+    def _operator(self, node: onnx.NodeProto) -> Operator:
+        domain = "" if node.domain in DEFAULT_DOMAINS else node.domain
+        found = OPERATORS.get((domain, node.op_type))
+        if found is None:
+            called = f"{domain}:{node.op_type}" if domain else node.op_type
+            placed = f" ({node.name})" if node.name else ""
+            raise UnsupportedError(
+                f"{self._name}: the operator {called}{placed} can be run, not trained",
+                "export the model without it, or train it where it comes from",
+            )
+        return found
+
+    def _call(self, node: onnx.NodeProto, known: Operator) -> Callable[..., Any]:
+        domain = "" if node.domain in DEFAULT_DOMAINS else node.domain
+        return known.make(Node(node, self._opsets.get(domain, 1), self._mode, self._known))
+
+    def _fold(
+        self, nodes: Iterable[onnx.NodeProto], operators: Iterable[Operator]
+    ) -> list[tuple[onnx.NodeProto, Operator, Callable[..., Any]]]:
+        """Compute what is the same in every run; the nodes that are left, with their calls."""
+        left = []
+        for node, known in zip(nodes, operators, strict=True):
+            call = self._call(node, known)
+            if not node.input or any(one and one not in self._known for one in node.input):
+                left.append((node, known, call))
+                continue
+            with torch.no_grad():
+                found = call(*(self._known.get(one) for one in node.input))
+            for value, tensor in zip(node.output, found if isinstance(found, tuple) else (found,), strict=False):
+                self._known[value] = tensor
+        return left
+
+    def _instructions(
+        self, nodes: Sequence[tuple[onnx.NodeProto, Operator, Callable[..., Any]]], outputs: Sequence[str]
+    ) -> list[Instruction]:
+        on_host: set[str] = set()  # values that are computed there
+        steps = []
+        for node, known, call in nodes:
+            sources = [one for one in node.input if one and one not in self._known]
+            here = bool(sources) and all(one in on_host for one in sources)
+            if here or node.op_type in _ON_HOST:
+                on_host.update(node.output)
+            inputs = tuple(
+                self._source(value, here or place in known.host) if value else _NOTHING
+                for place, value in enumerate(node.input)
+            )
+            lifted = tuple(
+                place
+                for place, value in enumerate(node.input)
+                if value in on_host and not here and place not in known.host
+            )
+            steps.append((call, inputs, tuple(self._slot(value) for value in node.output), lifted, node))
+        kept = {self._source(value, on_host=False) for value in outputs}
+        return _with_ends(steps, kept | {self.slots[value] for value in (*self.learned, *self.on_device)})
+
+    def _source(self, value: str, on_host: bool) -> int:
+        """The slot where an instruction finds a value, which is put there if it is known beforehand."""
+        if value not in self._known:
+            return self.slots[value]
+        if not on_host:
+            self.on_device[value] = self._known[value]
+            return self._slot(value)
+        self.on_host[value] = self._known[value]
+        if value not in self.host_slots:
+            self.host_slots[value] = self.size
+            self.size += 1
+        return self.host_slots[value]
+
+    def _slot(self, value: str) -> int:
+        if value not in self.slots:
+            self.slots[value] = self.size
+            self.size += 1
+        return self.slots[value]
+
+
+def _with_ends(steps: Sequence[tuple[Any, ...]], kept: set[int]) -> list[Instruction]:
+    """The instructions, each with the slots that no later one reads and that nobody asks for."""
+    seen = set(kept)
+    found = []
+    for call, inputs, outputs, lifted, node in reversed(steps):
+        ending = {*inputs, *outputs} - seen - {_NOTHING}
+        seen |= ending
+        found.append(Instruction(call, inputs, outputs, tuple(sorted(ending)), lifted, node))
+    return found[::-1]
+
+
+def _learned(model: onnx.ModelProto, operators: Sequence[Operator]) -> set[str]:
+    """The initializers that are weights."""
+    floats = {tensor.name: tensor for tensor in model.graph.initializer if DTYPES.get(tensor.data_type) in _FLOATS}
+    found = set()
+    for node, known in zip(model.graph.node, operators, strict=True):
+        for place, value in enumerate(node.input):
+            if value not in floats or place in known.fixed:
+                continue
+            if node.op_type not in _ARITHMETIC or math.prod(floats[value].dims) > 1:
+                found.add(value)
+    return {name for name in found if _is_small(floats[name])}
+
+
+def _is_small(tensor: onnx.TensorProto) -> bool:
+    values = to_torch(tensor)
+    return values.numel() > 0 and bool(values.abs().max() < LARGEST_WEIGHT)  # false for NaN too

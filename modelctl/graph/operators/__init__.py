@@ -1,0 +1,5 @@
+"""The torch meaning of each ONNX operator, a family a module; importing this room enters them all into the table."""
+
+from modelctl.graph.operators import elementwise as elementwise
+from modelctl.graph.operators.node import OPERATORS as OPERATORS
+from modelctl.graph.operators.node import Node as Node

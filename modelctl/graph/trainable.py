@@ -1,0 +1,159 @@
+"""An ONNX graph as a torch module: run and learned from its file alone, and written back into the same graph.
+
+The graph is read once into a list of instructions (`instructions.py`), so that a run is a straight loop.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import onnx
+import torch
+
+from modelctl.errors import DataError, UnsupportedError
+from modelctl.graph.instructions import DEFAULT_DOMAINS, Build
+from modelctl.graph.operators.node import DTYPES, OLDEST_OPSET, Mode
+from modelctl.graph.straight import straight
+
+
+class TrainableGraph(torch.nn.Module):
+    """A graph whose parameters are its float initializers and whose forward runs its operators.
+
+    Not learned are: running statistics, what shapes and bounds are made of, single numbers that something is added to
+    or multiplied with, and tensors that hold infinity or numbers above 10,000 (masks). `parameter_names` and
+    `buffer_names` tell which initializer each parameter and buffer is.
+    """
+
+    def __init__(self, model: onnx.ModelProto, name: str = "model") -> None:
+        """Read a graph, which is left as it is. UnsupportedError names an operator that has no meaning here."""
+        super().__init__()
+        self.name = name
+        self.mode = Mode(self.training)
+        model = straight(model, name)
+        opsets = {("" if one.domain in DEFAULT_DOMAINS else one.domain): one.version for one in model.opset_import}
+        if opsets.get("", OLDEST_OPSET) < OLDEST_OPSET:
+            raise UnsupportedError(
+                f"{name}: is of opset {opsets['']}, and training begins at {OLDEST_OPSET}",
+                f"modelctl export {name} --opset 18 -o model.onnx",
+            )
+        build = Build(name, opsets, self.mode, model)
+        held = {tensor.name for tensor in model.graph.initializer}
+        self.input_names = tuple(one.name for one in model.graph.input if one.name not in held)
+        self.output_names = tuple(one.name for one in model.graph.output)
+        self.parameter_names: dict[str, str] = {}
+        self.buffer_names: dict[str, str] = {}
+        for place, (initializer, tensor) in enumerate(build.learned.items()):
+            self.register_parameter(f"w{place}", torch.nn.Parameter(_laid_out(tensor)))
+            self.parameter_names[f"w{place}"] = initializer
+        for place, (value, tensor) in enumerate(build.on_device.items()):
+            self.register_buffer(f"b{place}", tensor, persistent=value in held)
+            self.buffer_names[f"b{place}"] = value
+        stored = {*self.parameter_names.values(), *self.buffer_names.values()}
+        self._skeleton = _skeleton(model, stored)
+        self._slots = build.slots
+        self._host_slots = {build.host_slots[value]: tensor for value, tensor in build.on_host.items()}
+        self._size = build.size
+        self._instructions = build.instructions
+
+    def train(self, mode: bool = True) -> "TrainableGraph":
+        """As of every module; batch normalization then uses the batch, and dropout drops."""
+        super().train(mode)
+        self.mode.training = mode
+        return self
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The outputs, in the graph's order, for its inputs in theirs; DataError when they don't fit."""
+        return tuple(self.values(inputs, self.output_names).values())
+
+    def values(self, inputs: Sequence[torch.Tensor], names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Any values of the graph by name, inner ones too; DataError when the inputs don't fit."""
+        if len(inputs) != len(self.input_names):
+            raise DataError(f"{self.name}: takes {len(self.input_names)} inputs, was given {len(inputs)}")
+        wanted = list(names)
+        inner = {self._slots[name] for name in wanted} - {self._slots[name] for name in self.output_names}
+        values = self._filled(inputs)
+        device = self._device()
+        for one in self._instructions:
+            given = [values[slot] for slot in one.inputs]
+            if device is not None:
+                for place in one.lifted:
+                    given[place] = given[place].to(device, non_blocking=True)
+            try:
+                found = one.call(*given)
+            except (RuntimeError, IndexError, ValueError) as error:
+                told = " ".join(str(error).split())[:300]
+                called = f" ({one.node.name})" if one.node.name else ""
+                raise DataError(f"{self.name}: {one.node.op_type}{called} failed on this input: {told}") from error
+            if isinstance(found, tuple):
+                for slot, value in zip(one.outputs, found, strict=False):
+                    values[slot] = value
+            else:
+                values[one.outputs[0]] = found
+            for slot in one.free:
+                if slot not in inner:
+                    values[slot] = None
+        return {name: values[self._slots[name]] for name in wanted}
+
+    def to_onnx(self) -> onnx.ModelProto:
+        """The same graph, names and metadata kept, with the weights and running statistics as they are now."""
+        made = onnx.ModelProto()
+        made.CopyFrom(self._skeleton)
+        keys = {name: key for key, name in (self.parameter_names | self.buffer_names).items()}
+        for tensor in made.graph.initializer:
+            if tensor.name in keys:
+                _store(getattr(self, keys[tensor.name]), tensor)
+        return made
+
+    def _filled(self, inputs: Sequence[torch.Tensor]) -> list[Any]:
+        values: list[Any] = [None] * self._size
+        for slot, tensor in self._host_slots.items():
+            values[slot] = tensor
+        for key, name in self.parameter_names.items():
+            values[self._slots[name]] = self._parameters[key]
+        for key, name in self.buffer_names.items():
+            values[self._slots[name]] = self._buffers[key]
+        for name, tensor in zip(self.input_names, inputs, strict=True):
+            values[self._slots[name]] = tensor
+        return values
+
+    def _device(self) -> torch.device | None:
+        """Where the graph runs, if that is not the CPU."""
+        held = next(iter((*self._parameters.values(), *self._buffers.values())), None)
+        return None if held is None or held.device.type == "cpu" else held.device
+
+
+def _laid_out(tensor: torch.Tensor) -> torch.Tensor:
+    """Kernels of convolutions as torch computes fastest with them, channels last."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def _skeleton(model: onnx.ModelProto, emptied: set[str]) -> onnx.ModelProto:
+    """A copy of a model in which some initializers have no data."""
+    made = onnx.ModelProto()
+    for descriptor, value in model.ListFields():
+        if descriptor.name != "graph":
+            _copy(made, descriptor.name, value)
+    for descriptor, value in model.graph.ListFields():
+        if descriptor.name != "initializer":
+            _copy(made.graph, descriptor.name, value)
+    for tensor in model.graph.initializer:
+        if tensor.name in emptied:
+            kept = made.graph.initializer.add()
+            for descriptor, value in tensor.ListFields():
+                if not descriptor.name.endswith("_data"):
+                    _copy(kept, descriptor.name, value)
+        else:
+            made.graph.initializer.append(tensor)
+    return made
+
+
+def _copy(into: Any, field: str, value: Any) -> None:
+    if isinstance(value, str | bytes | int | float):
+        setattr(into, field, value)
+    else:
+        getattr(into, field).MergeFrom(value)
+
+
+def _store(tensor: torch.Tensor, into: onnx.TensorProto) -> None:
+    """Write a tensor's numbers into an initializer of its shape, in the type that this one has."""
+    wanted = tensor.detach().to("cpu", DTYPES[into.data_type]).contiguous()
+    into.raw_data = (wanted.view(torch.int16) if wanted.dtype == torch.bfloat16 else wanted).numpy().tobytes()
