@@ -52,7 +52,13 @@ class Options:
     """What every step has."""
 
     threads: Annotated[
-        int, Knob("threads to use; 0: as many as the container grants", low=0, high=4096, remembered=Remembered.NOT)
+        int,
+        Knob(
+            "threads to use; 0: as many as the container grants, and one to time a model on",
+            low=0,
+            high=4096,
+            remembered=Remembered.NOT,
+        ),
     ] = 0
 
     def __post_init__(self) -> None:
@@ -84,6 +90,10 @@ class Options:
     def thread_count(self) -> int:
         """Threads to use: as asked, else the cores that this process may run on and its cgroup's quota."""
         return self.threads or granted_threads()
+
+    def timed_threads(self) -> int:
+        """Threads that a model is timed on: as asked, else one, as it is served."""
+        return self.threads or 1
 
 
 def knobs(cls: type) -> Mapping[str, Knob]:

@@ -2,13 +2,15 @@
 
 Two models are run in short blocks, A B, B A, A B, …; each pair of neighbouring blocks gives one ratio. The 95 %
 interval of the median ratio is that of order statistics (W. J. Conover, Practical Nonparametric Statistics, 3rd ed.,
-3.2), which asks nothing of how the ratios are distributed.
+3.2), which asks nothing of how the ratios are distributed. Where a model happens to lie in memory is worth a percent
+or more for as long as it lies there, so both are loaded anew for each of three rounds, in turns too, and the interval
+reaches from the lowest end of the rounds' to the highest.
 """
 
 import math
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +23,7 @@ from modelctl.manifest import TensorSpec
 
 SLOWER_BELOW = 0.97  # a model timed against itself loses in most runs by less
 SECONDS = 0.5
+ROUNDS = 3
 MIN_PAIRS, MAX_PAIRS = 9, 100
 MAX_BLOCK_RUNS = 50
 MAX_RUNS_ALONE = 5000
@@ -56,28 +59,50 @@ def alone(model: Session, feeds: Tensors, seconds: float = SECONDS) -> dict[str,
     return percentiles(times)
 
 
+Loaded = Callable[[], Session]
+
+
 def in_turns(
-    first: Session, second: Session, first_feeds: Tensors, second_feeds: Tensors, seconds: float = SECONDS
+    first: Loaded, second: Loaded, first_feeds: Tensors, second_feeds: Tensors, seconds: float = SECONDS
 ) -> tuple[dict[str, float], dict[str, float], Speedup]:
     """The percentiles of both models, and the second's speed relative to the first, in about `seconds` for each.
 
     A result that says "slower" is taken again for three times as long before it is believed.
     """
-    found = _in_turns((first, first_feeds), (second, second_feeds), seconds)
+    found = _rounds(first, second, (first_feeds, second_feeds), seconds)
     if found[2].is_slower:
-        found = _in_turns((first, first_feeds), (second, second_feeds), 3 * seconds)
+        found = _rounds(first, second, (first_feeds, second_feeds), 3 * seconds)
     return found
 
 
-def _in_turns(
-    first: tuple[Session, Tensors], second: tuple[Session, Tensors], seconds: float
+def _rounds(
+    first: Loaded, second: Loaded, feeds: tuple[Tensors, Tensors], seconds: float
 ) -> tuple[dict[str, float], dict[str, float], Speedup]:
+    times: tuple[list[float], list[float]] = ([], [])
+    found = []
+    for turn in range(ROUNDS):
+        if turn % 2 == 0:
+            old, new = first(), second()
+        else:
+            new, old = second(), first()
+        found.append(_in_turns((old, feeds[0]), (new, feeds[1]), seconds / ROUNDS, times))
+    ratio = float(np.median([one.value for one in found]))
+    widest = Speedup(ratio, min(one.low for one in found), max(one.high for one in found))
+    return percentiles(times[0]), percentiles(times[1]), widest
+
+
+def _in_turns(
+    first: tuple[Session, Tensors],
+    second: tuple[Session, Tensors],
+    seconds: float,
+    times: tuple[list[float], list[float]],
+) -> Speedup:
+    """One round, its run times appended to `times`."""
     sides = (first, second)
     pace = [min(_warm(*side) for _ in range(2)) for side in sides]
     # Both sides' blocks last about as long, so that neither is more likely to be interrupted within a block.
     block_s = seconds / MAX_PAIRS
     runs = [max(1, min(MAX_BLOCK_RUNS, round(block_s / one))) for one in pace]
-    times: tuple[list[float], list[float]] = ([], [])
     ratios: list[float] = []
     end = time.perf_counter() + 2 * seconds
     while len(ratios) < MIN_PAIRS or (time.perf_counter() < end and len(ratios) < MAX_PAIRS):
@@ -87,7 +112,7 @@ def _in_turns(
             times[side].extend(block)
             blocks[side] = float(np.median(block))
         ratios.append(blocks[0] / blocks[1])
-    return percentiles(times[0]), percentiles(times[1]), median_interval(ratios)
+    return median_interval(ratios)
 
 
 def median_interval(values: Sequence[float]) -> Speedup:

@@ -24,13 +24,18 @@ BATCH = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """On what a model is measured: samples (None: random inputs), their data's digest, the metric, and how to time."""
+    """On what a model is measured: samples (None: random inputs), their data's digest, the metric, and how to time.
+
+    Answers are computed on `threads` threads, run times taken on `timed_threads`: on one unless asked otherwise, as a
+    server runs a model. On several, a small model's time is mostly that of threads waiting for each other.
+    """
 
     samples: Samples | None = None
     data: str = ""
     metric: Metric = Metric.AUTO
     batch: int = 1
     threads: int = 1
+    timed_threads: int = 1
     seed: int = 0
     seconds: float = latency.SECONDS
 
@@ -69,7 +74,7 @@ def examine(model: Payload, trial: Trial, progress: Progress = silent) -> dict[s
     if trial.samples is not None and trial.samples.labels is not None:
         found = answers(session, trial.samples, progress)
         facts["accuracy"] = scores.score(trial.metric, found, trial.samples, trial.data)
-    timed = latency.alone(session, feeds(session, trial), trial.seconds)
+    timed = latency.alone(Session(model, trial.timed_threads), feeds(session, trial), trial.seconds)
     return facts | {"latency": timed | machine(session, trial)}
 
 
@@ -88,7 +93,13 @@ def compare(before: Payload, after: Payload, trial: Trial, progress: Progress = 
     if trial.samples is not None:
         facts |= _score(answers(old, trial.samples, progress), answers(new, trial.samples, progress), trial)
     progress.advance("timing in turns", 0, 1)
-    was, now, speedup = latency.in_turns(old, new, feeds(old, trial), feeds(new, trial), trial.seconds)
+    was, now, speedup = latency.in_turns(
+        lambda: Session(before, trial.timed_threads),
+        lambda: Session(after, trial.timed_threads),
+        feeds(old, trial),
+        feeds(new, trial),
+        trial.seconds,
+    )
     facts["latency"] = now | machine(new, trial) | {"before": was, "speedup": speedup.facts()}
     return facts
 
@@ -122,7 +133,13 @@ def trial_on(data: Data | None, options: MeasuredOptions) -> Trial:
     if samples is not None and options.max_drop is not None:
         scores.labels_of(samples)
     digest = "" if data is None else data.sha256
-    return Trial(samples=samples, data=digest, threads=options.thread_count(), seed=options.seed)
+    return Trial(
+        samples=samples,
+        data=digest,
+        threads=options.thread_count(),
+        timed_threads=options.timed_threads(),
+        seed=options.seed,
+    )
 
 
 def feeds(model: Session, trial: Trial) -> Tensors:
@@ -135,7 +152,7 @@ def feeds(model: Session, trial: Trial) -> Tensors:
 
 def machine(model: Session, trial: Trial) -> dict[str, Any]:
     """Under which conditions a latency was taken."""
-    return {"batch": _batch(model, trial), "threads": trial.threads, "cpu": latency.cpu_name()}
+    return {"batch": _batch(model, trial), "threads": trial.timed_threads, "cpu": latency.cpu_name()}
 
 
 def _batch(model: Session, trial: Trial) -> int:

@@ -1,5 +1,6 @@
 """`eval`: accuracy with its interval, latency, size, parameters, beside a baseline; gates turn a no into exit 1."""
 
+from dataclasses import replace
 from typing import Any
 
 from modelctl.artifact import Artifact, Payload
@@ -58,8 +59,14 @@ def _opened(model: Artifact, options: EvalOptions, progress: Progress) -> Payloa
 
 
 def _trial(session: Session, options: EvalOptions) -> measure.Trial:
+    trial = measure.Trial(
+        batch=options.batch,
+        threads=options.thread_count(),
+        timed_threads=options.timed_threads(),
+        seed=options.seed,
+    )
     if options.data is None:
-        return measure.Trial(batch=options.batch, threads=options.thread_count(), seed=options.seed)
+        return trial
     data = open_data(options.data, session.inputs, options.seed)
     samples = data.scored
     scored = {options.min_accuracy, options.max_drop} != {None} or options.metric is not Metric.AUTO
@@ -67,14 +74,7 @@ def _trial(session: Session, options: EvalOptions) -> measure.Trial:
         raise DataError(f"{data.name}: has no labels 'y' to score answers against")
     if options.min_accuracy is not None and scores.chosen(options.metric, samples) is Metric.RMSE:
         raise UsageError("--min-accuracy is a share from 0 to 1, and an rmse is none", "--metric top1")
-    return measure.Trial(
-        samples=samples,
-        data=data.sha256,
-        metric=options.metric,
-        batch=options.batch,
-        threads=options.thread_count(),
-        seed=options.seed,
-    )
+    return replace(trial, samples=samples, data=data.sha256, metric=options.metric)
 
 
 def _gates(facts: dict[str, Any], options: EvalOptions) -> dict[str, dict[str, Any]]:

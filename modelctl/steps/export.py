@@ -143,7 +143,13 @@ def _figures(payload: Payload, data: Data | None, options: ExportOptions, progre
     """What is known of the result by itself; with samples, how right and how fast it is, for later steps to hold."""
     if data is None:
         return measure.describe(payload)
-    trial = measure.Trial(samples=data.scored, data=data.sha256, threads=options.thread_count(), seed=options.seed)
+    trial = measure.Trial(
+        samples=data.scored,
+        data=data.sha256,
+        threads=options.thread_count(),
+        timed_threads=options.timed_threads(),
+        seed=options.seed,
+    )
     return measure.examine(payload, trial, progress)
 
 

@@ -100,7 +100,7 @@ def rows(model: Artifact, given: Any, samples: Samples) -> list[tuple[str, str, 
 
 
 def row(model: Artifact, out: Path, samples: Samples, digest: str, given: Any) -> str:
-    trial = measure.Trial(samples=samples, data=digest, threads=given.threads, seconds=given.seconds)
+    trial = measure.Trial(samples=samples, data=digest, timed_threads=given.threads, seconds=given.seconds)
     found = [measure.compare(model.load(), Artifact.open(out).load(), trial) for _ in range(given.runs)]
     speeds = [one["latency"]["speedup"] for one in found]
     speed = statistics.median(one["value"] for one in speeds)

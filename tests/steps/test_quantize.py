@@ -60,7 +60,7 @@ def test_weights_alone_without_samples(net: Artifact, tmp_path: Path) -> None:
         def note(self, text: str) -> None:
             told.append(text)
 
-    made = quantize(net, tmp_path / "q.onnx", asked(), Listener())
+    made = quantize(net, tmp_path / "q.onnx", asked(allow_regression=True), Listener())
     assert made.manifest.metrics["size_ratio"] > 2
     assert "accuracy" not in made.manifest.metrics
     assert any("the accuracy is not known" in one for one in told)
