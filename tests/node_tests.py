@@ -1,0 +1,106 @@
+"""ONNX's own node tests, run against `TrainableGraph`: which are counted, and what each of them says.
+
+A node test belongs to the operators of its model, and is counted when all of them are in OPERATORS. The cases are those
+of `onnx.backend.test` (onnx makes them when asked, from its reference code).
+"""
+
+import functools
+import warnings
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper
+
+from modelctl.errors import ModelctlError
+from modelctl.graph.operators import OPERATORS
+from modelctl.graph.operators.node import to_torch
+from modelctl.graph.trainable import TrainableGraph
+
+
+@functools.cache
+def counted() -> dict[str, Any]:
+    """The test cases by name whose operators are all claimed."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        from onnx.backend.test.loader import load_model_tests
+
+        cases = load_model_tests(kind="node")  # type: ignore[no-untyped-call]
+    return {case.name: case for case in cases if operators_of(case) <= OPERATORS.keys()}
+
+
+def operators_of(case: Any) -> set[tuple[str, str]]:
+    """Domain and name of every operator in a case's model."""
+    return {(node.domain, node.op_type) for node in case.model.graph.node}
+
+
+@functools.cache
+def trouble(name: str) -> str:
+    """What is wrong with the answer in a counted test; empty when it passes."""
+    case = counted()[name]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = TrainableGraph(case.model, name).eval()
+            for inputs, outputs in case.data_sets:
+                found = graph(*(_torch(one) for one in inputs))
+                for got, wanted in zip(found, outputs, strict=True):
+                    if told := _difference(got, _torch(wanted), case.rtol, case.atol):
+                        return told
+    except (ModelctlError, TypeError) as error:
+        return str(error)
+    return ""
+
+
+def failures() -> dict[str, str]:
+    """Every counted test that does not pass, and what is wrong."""
+    return {name: told for name in counted() if (told := trouble(name))}
+
+
+def _torch(value: Any) -> Any:
+    """What a case holds (array, protobuf, list of arrays) as the graph takes it."""
+    if isinstance(value, onnx.TensorProto):
+        return to_torch(value)
+    if isinstance(value, onnx.SequenceProto):
+        return [_torch(one) for one in value.tensor_values]
+    if isinstance(value, list):
+        return [_torch(one) for one in value]
+    if value is None or isinstance(value, onnx.OptionalProto | dict):
+        raise TypeError("optional values and maps are not tensors")
+    array = np.asarray(value)
+    if array.dtype.kind in "OUS":
+        raise TypeError("strings are not tensors")
+    proto = onnx.TensorProto(dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
+    if array.dtype.itemsize and proto.data_type in _PACKED:
+        return to_torch(numpy_helper.from_array(array))
+    proto.raw_data = np.ascontiguousarray(array).tobytes()
+    return to_torch(proto)
+
+
+_PACKED = frozenset(getattr(onnx.TensorProto, name) for name in ("INT4", "UINT4", "INT2", "UINT2", "FLOAT4E2M1"))
+
+
+def _difference(got: Any, wanted: Any, rtol: float, atol: float) -> str:
+    if isinstance(wanted, list):
+        if not isinstance(got, list) or len(got) != len(wanted):
+            return f"a sequence of {len(wanted)} was wanted"
+        told = (_difference(one, other, rtol, atol) for one, other in zip(got, wanted, strict=True))
+        return next(filter(None, told), "")
+    if not isinstance(got, torch.Tensor):
+        return f"a tensor was wanted, {type(got).__name__} came"
+    if got.dtype != wanted.dtype:
+        return f"is {got.dtype}, should be {wanted.dtype}"
+    if got.shape != wanted.shape:
+        return f"is of shape {tuple(got.shape)}, should be {tuple(wanted.shape)}"
+    one, other = _numbers(got), _numbers(wanted)
+    if not np.allclose(one, other, rtol=rtol, atol=atol, equal_nan=True):
+        return f"differs by up to {np.nanmax(np.abs(one - other)):.3g}"
+    return ""
+
+
+def _numbers(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    tensor = tensor.detach()
+    if tensor.dtype.is_complex or tensor.dtype in (torch.int64, torch.uint64):
+        return tensor.numpy()
+    return tensor.to(torch.float64).numpy()
