@@ -16,7 +16,7 @@ from onnx.external_data_helper import uses_external_data
 from modelctl import digests
 from modelctl.artifact import FORMATS, Artifact, Payload
 from modelctl.errors import ArtifactError, UnsupportedError
-from modelctl.formats import functions
+from modelctl.formats import functions, packing
 from modelctl.making import refuse_folder
 from modelctl.manifest import FileEntry, Manifest
 
@@ -67,7 +67,7 @@ def refuse_other_out(out: Path, step: str) -> None:
 
 
 def parse(payload: Payload) -> onnx.ModelProto:
-    """The model in a payload, its external weights taken in; ArtifactError if it is no sound ONNX model."""
+    """The model in a payload, its external weights taken in, its packed ones dense; ArtifactError if it is unsound."""
     name = payload.manifest.files[0].path
     model = parse_bytes(payload.primary, name)
     for tensor in external_tensors(model):
@@ -82,6 +82,7 @@ def parse(payload: Payload) -> onnx.ModelProto:
         tensor.raw_data = data[offset:end]
         del tensor.external_data[:]
         tensor.data_location = onnx.TensorProto.DEFAULT
+    packing.unpack(model, name)
     return model
 
 
