@@ -22,6 +22,8 @@ PROMISED = {
     "--op-type --exclude",
     "prune": "--sparsity --threshold --keep --data --max-drop --min-speedup",
     "distill": "--student --student-size --temperature --alpha --epochs --batch-size --lr --data",
+    "train": "--data --loss --optimizer --lr --schedule --epochs --batch-size --patience --teacher --checkpoint --freeze "
+    "--only",
     "eval": "--data --metric --baseline --min-accuracy --max-latency-ms --max-size-mb --batch --threads "
     "--identity --key-file --passphrase",
     "keygen": "-o --type",

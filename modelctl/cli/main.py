@@ -26,6 +26,7 @@ COMMANDS = (
     "quantize",
     "prune",
     "distill",
+    "train",
     "eval",
     "encrypt",
     "decrypt",

@@ -27,7 +27,8 @@ class Trial:
     """On what a model is measured: samples (None: random inputs), their data's digest, the metric, and how to time.
 
     Answers are computed on `threads` threads, run times taken on `timed_threads`: on one unless asked otherwise, as a
-    server runs a model. On several, a small model's time is mostly that of threads waiting for each other.
+    server runs a model. On several, a small model's time is mostly that of threads waiting for each other. `output` is
+    the one that is scored, by default the first.
     """
 
     samples: Samples | None = None
@@ -38,15 +39,16 @@ class Trial:
     timed_threads: int = 1
     seed: int = 0
     seconds: float = latency.SECONDS
+    output: str | None = None
 
 
-def answers(model: Session, samples: Samples, progress: Progress = silent) -> Array:
-    """The model's first output for all samples, [N, …]; CheckFailed if there is NaN or infinity in it.
+def answers(model: Session, samples: Samples, progress: Progress = silent, output: str | None = None) -> Array:
+    """The model's first output, or another, for all samples, [N, …]; CheckFailed if there is NaN or infinity in it.
 
     Where the model takes batches of a fixed size only, the last one is filled up with the first samples.
     """
     fixed = model.inputs[0].shape[0]
-    name = model.outputs[0].name
+    name = output or model.outputs[0].name
     found: list[Array] = []
     for batch in samples.filled_batches(fixed) if isinstance(fixed, int) else samples.batches(BATCH):
         out = np.asarray(model.run(batch.inputs)[name])
@@ -72,7 +74,7 @@ def examine(model: Payload, trial: Trial, progress: Progress = silent) -> dict[s
     session = Session(model, trial.threads)
     facts = describe(model)
     if trial.samples is not None and trial.samples.labels is not None:
-        found = answers(session, trial.samples, progress)
+        found = answers(session, trial.samples, progress, trial.output)
         facts["accuracy"] = scores.score(trial.metric, found, trial.samples, trial.data)
     timed = latency.alone(Session(model, trial.timed_threads), feeds(session, trial), trial.seconds)
     return facts | {"latency": timed | machine(session, trial)}
@@ -91,7 +93,8 @@ def compare(before: Payload, after: Payload, trial: Trial, progress: Progress = 
     facts["size_bytes_before"] = sum(map(len, before.files.values()))
     facts["size_ratio"] = round(facts["size_bytes_before"] / facts["size_bytes"], 3)
     if trial.samples is not None:
-        facts |= _score(answers(old, trial.samples, progress), answers(new, trial.samples, progress), trial)
+        was_told, now_told = (answers(one, trial.samples, progress, trial.output) for one in (old, new))
+        facts |= _score(was_told, now_told, trial)
     progress.advance("timing in turns", 0, 1)
     was, now, speedup = latency.in_turns(
         lambda: Session(before, trial.timed_threads),

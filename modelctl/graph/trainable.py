@@ -54,6 +54,11 @@ class TrainableGraph(torch.nn.Module):
         self._size = build.size
         self._instructions = build.instructions
 
+    @property
+    def nodes(self) -> list[onnx.NodeProto]:
+        """The nodes that every run goes through, in its order."""
+        return [one.node for one in self._instructions]
+
     def train(self, mode: bool = True) -> "TrainableGraph":
         """As of every module; batch normalization then uses the batch, and dropout drops."""
         super().train(mode)

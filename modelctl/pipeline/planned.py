@@ -19,6 +19,7 @@ from modelctl.options import (
     QuantizeOptions,
     SignOptions,
     StepOptions,
+    TrainOptions,
     VerifyOptions,
 )
 
@@ -43,6 +44,7 @@ KINDS = {
     "quantize": Kind(options=QuantizeOptions),
     "prune": Kind(options=PruneOptions),
     "distill": Kind(options=DistillOptions, extra="torch"),
+    "train": Kind(options=TrainOptions, extra="torch"),
     "encrypt": Kind(options=EncryptOptions),
     "decrypt": Kind(options=DecryptOptions),
     "sign": Kind(options=SignOptions, takes=("from",), state="signed"),

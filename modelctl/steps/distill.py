@@ -10,7 +10,7 @@ from modelctl.data import Data, open_data
 from modelctl.data.samples import Array
 from modelctl.errors import CheckFailed, UnsupportedError, UsageError, missing_extra
 from modelctl.formats import onnx as onnx_format
-from modelctl.graph import measure, parity, weights
+from modelctl.graph import measure, parity, teaching, weights
 from modelctl.graph.session import Session
 from modelctl.making import Draft, Origin, create
 from modelctl.options import DistillOptions
@@ -52,7 +52,7 @@ def distill(model: Artifact, out: Path, options: DistillOptions, progress: Progr
         teacher = model.load()
         session = Session(teacher, threads)
         data = open_data(str(options.data), session.inputs, options.seed)
-        logits, kind = _logits(session, data, progress)
+        logits, kind = teaching.logits(session, data.train, "distill", progress)
         draft.choices = {"teacher_answers": kind}
         with training.reproducible(options.seed, threads):
             student = _student(model, session, logits.shape[1], options, draft)
@@ -68,18 +68,6 @@ def distill(model: Artifact, out: Path, options: DistillOptions, progress: Progr
         draft.metrics |= facts | {"parity": proven}
         measure.judge(out.name, facts, options)
     return Artifact.open(out)
-
-
-def _logits(session: Session, data: Data, progress: Progress) -> tuple[Array, str]:
-    """What the teacher answers to the training samples, computed once, as logits [N, classes]; and what they were."""
-    found = measure.answers(session, data.train, progress)
-    if found.ndim != 2 or found.shape[1] < 2 or found.dtype.kind != "f":
-        told = f"{found.dtype}[{','.join(map(str, found.shape))}]"
-        raise UnsupportedError(f"{session.name}: answers {told}, and distill learns from [batch, classes]")
-    found = found.astype(np.float32)
-    if found.min() >= 0 and np.allclose(found.sum(axis=1), 1, atol=1e-3):
-        return np.log(np.maximum(found, np.finfo(np.float32).tiny)), "probabilities"
-    return found, "logits"
 
 
 def _student(model: Artifact, session: Session, classes: int, options: DistillOptions, draft: Draft) -> "Traced":
@@ -130,7 +118,7 @@ def _teach(student: "Traced", data: Data, logits: Array, options: DistillOptions
     import torch
 
     from modelctl.formats.factory import AuthorsCode
-    from modelctl.graph import training
+    from modelctl.graph import losses, training
 
     labels = data.train.labels
     if labels is None:
@@ -146,11 +134,11 @@ def _teach(student: "Traced", data: Data, logits: Array, options: DistillOptions
         assert isinstance(first, torch.Tensor)
         return first
 
-    loss = training.distillation_loss(logits, labels, temperature=options.temperature, alpha=options.alpha)
+    loss = losses.distillation_loss(logits, labels, temperature=options.temperature, alpha=options.alpha)
     recipe = training.Recipe(
         epochs=options.epochs, batch_size=options.batch_size, lr=options.lr, optimizer=options.optimizer
     )
-    return training.fit(student.module, answer, data.train, loss, recipe, progress)
+    return training.fit(student.module, answer, data.train, loss, recipe, progress).losses[-1]
 
 
 def _write(student: "Traced", data: Data, draft: Draft, options: DistillOptions, progress: Progress) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import nn
 from modelctl.data import Samples
 from modelctl.data.samples import Array
 from modelctl.errors import CheckFailed, UnsupportedError
-from modelctl.graph import students, training
+from modelctl.graph import losses, students, training
 from modelctl.graph.training import Recipe
 from modelctl.manifest import TensorSpec
 from modelctl.options import Optimizer
@@ -34,7 +34,7 @@ def taught(samples: Samples, recipe: Recipe = RECIPE, seed: int = 0) -> nn.Seque
     assert samples.labels is not None
     with training.reproducible(seed, 1):
         module = net()
-        training.fit(module, lambda inputs: module(*inputs), samples, training.label_loss(samples.labels), recipe)
+        training.fit(module, lambda inputs: module(*inputs), samples, losses.label_loss(samples.labels), recipe)
     return module
 
 
@@ -90,10 +90,10 @@ def test_distillation_loss_is_its_formula() -> None:
     divergence = (soft * np.log(soft / mine)).sum(1).mean()
     hard = -np.log(softmax(student)[np.arange(5), labels]).mean()
     rows = torch.arange(5)
-    loss = training.distillation_loss(teacher, labels, temperature=temperature, alpha=alpha)
+    loss = losses.distillation_loss(teacher, labels, temperature=temperature, alpha=alpha)
     expected = alpha * temperature**2 * divergence + (1 - alpha) * hard
     assert loss(torch.from_numpy(student), rows).item() == pytest.approx(expected, rel=1e-5)
-    alone = training.distillation_loss(teacher, None, temperature=temperature, alpha=alpha)
+    alone = losses.distillation_loss(teacher, None, temperature=temperature, alpha=alpha)
     assert alone(torch.from_numpy(student), rows).item() == pytest.approx(temperature**2 * divergence, rel=1e-5)
     assert alone(torch.from_numpy(teacher), rows).item() == pytest.approx(0, abs=1e-5)
 
