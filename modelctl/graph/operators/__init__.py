@@ -2,6 +2,8 @@
 
 from modelctl.graph.operators import convolution as convolution
 from modelctl.graph.operators import elementwise as elementwise
+from modelctl.graph.operators import normalization as normalization
 from modelctl.graph.operators import pooling as pooling
+from modelctl.graph.operators import products as products
 from modelctl.graph.operators.node import OPERATORS as OPERATORS
 from modelctl.graph.operators.node import Node as Node
