@@ -1,0 +1,80 @@
+"""What several steps' options have in common."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from modelctl.errors import UsageError
+from modelctl.knobs import Knob, Options, Remembered
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions(Options):
+    """What every step has that makes an artifact."""
+
+    annotations: Annotated[
+        tuple[str, ...],
+        Knob("key=value to keep in the manifest; repeatable", flag="--annotate", remembered=Remembered.NOT),
+    ] = ()
+    force: Annotated[
+        bool, Knob("overwrite OUT even if this command would not make the same again", remembered=Remembered.NOT)
+    ] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for pair in self.annotations:
+            if not pair.partition("=")[0] or "=" not in pair:
+                raise UsageError(f"--annotate {pair}: not key=value", "--annotate commit=1a2b3c")
+            if not pair.isprintable():
+                raise UsageError(f"--annotate {pair}: holds a character that can't be printed")
+
+    def annotation_map(self) -> dict[str, str]:
+        """The annotations as a mapping; a later pair wins over an earlier one of the same key."""
+        return {key: value for key, _, value in (pair.partition("=") for pair in self.annotations)}
+
+
+# Knobs that several steps have.
+DATA = Knob(
+    "samples: an .npz file or a folder of IDX files, with #split=train|test and #limit=N", remembered=Remembered.DATA
+)
+PASSPHRASE = Knob("where the passphrase comes from: prompt, file:PATH or env:NAME", remembered=Remembered.NOT)
+SIGNERS = Knob(
+    "public key that must have signed: a path or env:NAME; repeatable", flag="--key", remembered=Remembered.NOT
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredOptions(StepOptions):
+    """What the steps have that are measured on samples, and may be held to a budget."""
+
+    data: Annotated[str | None, DATA] = None
+    max_drop: Annotated[
+        float | None, Knob("largest loss of the metric, in percentage points, else exit 1", low=0, high=100)
+    ] = None
+    min_speedup: Annotated[
+        float | None, Knob("smallest speed relative to the input, else exit 1", low=0, high=1000)
+    ] = None
+    allow_regression: Annotated[bool, Knob("accept a result that is slower or larger than the input")] = False
+    seed: Annotated[int, Knob("seed of every random choice", low=0, high=2**32 - 1)] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_drop is not None and self.data is None:
+            raise UsageError("--max-drop needs samples to score", "add --data samples.npz")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpeningOptions(Options):
+    """What a command has that may be given a sealed artifact: the secrets that open it."""
+
+    identities: Annotated[
+        tuple[str, ...],
+        Knob(
+            "RSA private key that opens a sealed file: path or env:NAME; repeatable",
+            flag="--identity",
+            remembered=Remembered.NOT,
+        ),
+    ] = ()
+    key_file: Annotated[
+        str | None, Knob("AES key file that opens a sealed file: a path or env:NAME", remembered=Remembered.NOT)
+    ] = None
+    passphrase: Annotated[str | None, PASSPHRASE] = None

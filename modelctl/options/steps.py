@@ -1,0 +1,163 @@
+"""The knobs of the steps that make, seal, judge, move and serve a model without changing its weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from modelctl.errors import UsageError
+from modelctl.knobs import Knob, Options, Remembered
+from modelctl.options.choices import KeyType, Metric
+from modelctl.options.shared import DATA, PASSPHRASE, SIGNERS, OpeningOptions, StepOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(StepOptions):
+    """`export`: into ONNX, parity proven."""
+
+    weights: Annotated[Path | None, Knob("state dict of the model: .pt, .pth or .safetensors")] = None
+    inputs: Annotated[tuple[str, ...], Knob("an input: 'name:dtype[batch,1,28,28]'; repeatable", flag="--input")] = ()
+    opset: Annotated[
+        int | None,
+        Knob("ONNX operator set version; by default 20 from torch, and what it is of an .onnx file", low=18, high=24),
+    ] = None
+    rtol: Annotated[float, Knob("largest difference allowed, relative to the spread of the output", low=0)] = 1e-4
+    atol: Annotated[float, Knob("largest difference allowed, absolute", low=0)] = 1e-6
+    data: Annotated[str | None, DATA] = None
+    allow_vacuous: Annotated[bool, Knob("accept outputs that do not depend on the input")] = False
+    unsafe_pickle: Annotated[bool, Knob("load a pickle that can run code; only for files you made yourself")] = False
+    seed: Annotated[int, Knob("seed of the inputs that parity is checked on", low=0, high=2**32 - 1)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncryptOptions(StepOptions):
+    """`encrypt`: sealed for recipients, a key file or a passphrase."""
+
+    recipients: Annotated[
+        tuple[str, ...],
+        Knob(
+            "RSA public key that may open it: a path or env:NAME; repeatable",
+            flag="--recipient",
+            remembered=Remembered.NOT,
+        ),
+    ] = ()
+    key_file: Annotated[
+        str | None, Knob("AES key file that may open it: a path or env:NAME", remembered=Remembered.NOT)
+    ] = None
+    passphrase: Annotated[str | None, PASSPHRASE] = None
+    private: Annotated[bool, Knob("keep lineage and metrics out of the outer manifest")] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.recipients or self.key_file or self.passphrase):
+            raise UsageError("encrypt needs someone who may open the file", "add --recipient key.pub.pem")
+        if self.passphrase and (self.recipients or self.key_file):
+            raise UsageError("a passphrase stands alone: it can't be combined with --recipient or --key-file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecryptOptions(OpeningOptions):
+    """`decrypt`: back to the plain artifact, manifest and signature as they were."""
+
+    force: Annotated[bool, Knob("overwrite OUT", remembered=Remembered.NOT)] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeygenOptions(Options):
+    """`keygen`: keys to encrypt for and to sign with."""
+
+    type: Annotated[KeyType, Knob("rsa: recipients; aes: a shared secret; ed25519: signing")] = KeyType.ED25519
+    bits: Annotated[int, Knob("size of an RSA key", low=2048, high=16384)] = 3072
+    force: Annotated[bool, Knob("overwrite an existing key")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignOptions(Options):
+    """`sign`: a DSSE envelope over file and manifest."""
+
+    key: Annotated[str | None, Knob("Ed25519 or RSA private key: a path or env:NAME", remembered=Remembered.NOT)] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions(Options):
+    """`verify`: the files, the chain, the signatures."""
+
+    keys: Annotated[tuple[str, ...], SIGNERS] = ()
+    roots: Annotated[
+        tuple[Path, ...], Knob("trained checkpoint that the lineage must begin with; repeatable", flag="--root")
+    ] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushOptions(Options):
+    """`push`: into a store, under a tag."""
+
+    force: Annotated[bool, Knob("move the tag even if it stands on something else")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullOptions(Options):
+    """`pull`: out of a store, verified on the way in."""
+
+    force: Annotated[bool, Knob("overwrite files of another artifact")] = False
+    keys: Annotated[tuple[str, ...], SIGNERS] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(OpeningOptions):
+    """`eval`: accuracy, latency, size; gates."""
+
+    data: Annotated[str | None, DATA] = None
+    metric: Annotated[Metric, Knob("how answers are scored; auto: top1 for integer labels, else rmse")] = Metric.AUTO
+    baseline: Annotated[Path | None, Knob("model to compare with, timed in turns with this one")] = None
+    min_accuracy: Annotated[float | None, Knob("smallest accuracy, 0 to 1, else exit 1", low=0, high=1)] = None
+    max_latency_ms: Annotated[
+        float | None, Knob("largest median latency of a batch, in milliseconds, else exit 1", low=0)
+    ] = None
+    max_size_mb: Annotated[float | None, Knob("largest size, in megabytes (10^6 bytes), else exit 1", low=0)] = None
+    max_drop: Annotated[
+        float | None, Knob("largest loss against --baseline, in percentage points, else exit 1", low=0, high=100)
+    ] = None
+    min_speedup: Annotated[float | None, Knob("smallest speed relative to --baseline, else exit 1", low=0)] = None
+    batch: Annotated[int, Knob("samples in a timed batch", low=1)] = 1
+    seed: Annotated[int, Knob("seed of the split of a single file", low=0, high=2**32 - 1)] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for flag, gate in (("--min-accuracy", self.min_accuracy), ("--max-drop", self.max_drop)):
+            if gate is not None and self.data is None:
+                raise UsageError(f"{flag} needs samples to score", "add --data samples.npz")
+        for flag, gate in (("--max-drop", self.max_drop), ("--min-speedup", self.min_speedup)):
+            if gate is not None and self.baseline is None:
+                raise UsageError(f"{flag} needs a model to compare with", "add --baseline model.onnx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(OpeningOptions):
+    """`serve`: answers over HTTP."""
+
+    threads: Annotated[
+        int,
+        Knob(
+            "threads that one run of a model uses; 0: as many as the container grants",
+            low=0,
+            high=4096,
+            remembered=Remembered.NOT,
+        ),
+    ] = 1
+    host: Annotated[str, Knob("address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Knob("port to listen on; 0: any free one", low=0, high=65535)] = 8080
+    name: Annotated[str | None, Knob("name to serve a single model under; by default its file's")] = None
+    require_signature: Annotated[
+        str | None, Knob("public key that must have signed every model: a path or env:NAME", remembered=Remembered.NOT)
+    ] = None
+    max_batch: Annotated[int, Knob("most samples of several requests in one run of the model", low=1)] = 64
+    max_queue: Annotated[int, Knob("most requests waiting for a model; more are answered 429", low=1)] = 256
+    max_body_mb: Annotated[float, Knob("largest request body, in megabytes (10^6 bytes)", low=0.001)] = 64.0
+    timeout_s: Annotated[float, Knob("longest time a request may wait for its answer, in seconds", low=0.01)] = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitOptions(Options):
+    """`init`: a project to start from."""
+
+    data: Annotated[str | None, DATA] = None
