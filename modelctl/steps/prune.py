@@ -12,7 +12,7 @@ from modelctl.formats import onnx as onnx_format
 from modelctl.graph import measure, sparsity, weights
 from modelctl.graph.session import Session
 from modelctl.making import Origin, create
-from modelctl.options import PruneOptions
+from modelctl.options import PruneOptions, Scope
 from modelctl.progress import Progress, silent
 
 LIBRARIES = ("onnx", "numpy")
@@ -46,7 +46,7 @@ def prune(model: Artifact, out: Path, options: PruneOptions, progress: Progress 
         session = Session(payload, options.thread_count())
         data = open_data(options.data, session.inputs, options.seed) if options.data else None
         trial = measure.trial_on(data, options)
-        found = sparsity.project(tensors, options)
+        found = sparsity.apply(tensors, sparsity.masks(tensors, _rule(options), sparsity.summed_axes(graph)))
         onnx_format.save(graph, draft.path)
         draft.inputs, draft.outputs = draft.inputs or session.inputs, draft.outputs or session.outputs
         draft.metrics = measure.compare(payload, onnx_format.written(draft.path), trial, progress)
@@ -58,3 +58,13 @@ def prune(model: Artifact, out: Path, options: PruneOptions, progress: Progress 
         )
         measure.judge(str(out), draft.metrics, options, same_graph=True)
     return Artifact.open(out)
+
+
+def _rule(options: PruneOptions) -> sparsity.Rule:
+    return sparsity.Rule(
+        sparsity=options.sparsity,
+        threshold=options.threshold,
+        keep=options.keep,
+        pattern=options.kept_of_neighbours() if options.pattern else None,
+        each=options.scope is Scope.LAYER,
+    )
