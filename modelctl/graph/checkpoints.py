@@ -9,6 +9,7 @@ import os
 import pickle
 import shlex
 import time
+import warnings
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +55,9 @@ class Checkpoint:
         if not self.file.is_file():
             return None
         try:
-            found = torch.load(self.file, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch has much to say of what it did not write
+                found = torch.load(self.file, map_location="cpu", weights_only=True)
             layout, fingerprint, state = found["layout"], found["fingerprint"], found["state"]
         except UNREADABLE as error:
             raise self.unreadable() from error

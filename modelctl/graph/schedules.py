@@ -35,7 +35,8 @@ def schedule_of(
     """
     if kind is Schedule.ONE_CYCLE:
         share = ONE_CYCLE_WARMUP if warmup is None else warmup
-        if math.isclose(share * steps, 1):  # a rise that ends with the first step, where torch would divide by zero
+        share = min(share, 1 - 0.5 / steps)  # where either part has no step at all, torch divides by zero
+        if math.isclose(share * steps, 1):
             share = 0.5 / steps
         return OneCycleLR(
             optimizer,

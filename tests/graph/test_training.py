@@ -1,6 +1,9 @@
 """Training: what is learned, that the same seed learns the same, and that nothing global is left changed."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,12 +11,12 @@ import torch
 from torch import nn
 
 from modelctl.data import Samples
-from modelctl.data.samples import Array
 from modelctl.errors import CheckFailed, UnsupportedError
-from modelctl.graph import losses, students, training
-from modelctl.graph.training import Recipe
+from modelctl.graph import augmentation, losses, students, training
+from modelctl.graph.checkpoints import Checkpoint
+from modelctl.graph.training import History, Recipe
 from modelctl.manifest import TensorSpec
-from modelctl.options import Optimizer
+from modelctl.options import Optimizer, Schedule
 
 RECIPE = Recipe(epochs=6, batch_size=16, lr=0.02)
 
@@ -76,26 +79,158 @@ def test_divergence_is_told() -> None:
         )
 
 
-def test_distillation_loss_is_its_formula() -> None:
-    random = np.random.default_rng(0)
-    teacher, student = (random.normal(0, 2, (5, 4)).astype(np.float32) for _ in range(2))
-    labels = np.array([0, 1, 2, 3, 0])
-    temperature, alpha = 3.0, 0.7
+def first_of(module: nn.Module) -> torch.Tensor:
+    """The first weights of a net."""
+    return next(iter(module.parameters()))
 
-    def softmax(logits: Array) -> Array:
-        powers: Array = np.exp(logits)
-        return np.asarray(powers / powers.sum(1, keepdims=True))
 
-    soft, mine = softmax(teacher / temperature), softmax(student / temperature)
-    divergence = (soft * np.log(soft / mine)).sum(1).mean()
-    hard = -np.log(softmax(student)[np.arange(5), labels]).mean()
-    rows = torch.arange(5)
-    loss = losses.distillation_loss(teacher, labels, temperature=temperature, alpha=alpha)
-    expected = alpha * temperature**2 * divergence + (1 - alpha) * hard
-    assert loss(torch.from_numpy(student), rows).item() == pytest.approx(expected, rel=1e-5)
-    alone = losses.distillation_loss(teacher, None, temperature=temperature, alpha=alpha)
-    assert alone(torch.from_numpy(student), rows).item() == pytest.approx(temperature**2 * divergence, rel=1e-5)
-    assert alone(torch.from_numpy(teacher), rows).item() == pytest.approx(0, abs=1e-5)
+class Stopped(Exception):  # noqa: N818 - no error: what a killed process is to a training
+    pass
+
+
+class Stopper:
+    """Stops a training after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def __call__(self) -> None:
+        self.left -= 1
+        if not self.left:
+            raise Stopped
+
+
+def dropping() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(2, 16), nn.BatchNorm1d(16), nn.Dropout(0.2), nn.ReLU(), nn.Linear(16, 3))
+
+
+def learned(folder: Path, recipe: Recipe, steps: int = -1, every_s: float = 60.0) -> tuple[nn.Module, History]:
+    """A net after training with a checkpoint in `folder`, or Stopped after so many steps."""
+    samples = blobs()
+    assert samples.labels is not None
+    loss = losses.label_loss(samples.labels)
+    with training.reproducible(0, 1):
+        module = dropping()
+        kept = Checkpoint(folder, "this one", every_s=every_s)
+
+        def answer(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+            found: torch.Tensor = module(*inputs)
+            return found
+
+        history = training.fit(
+            module,
+            answer,
+            samples,
+            loss,
+            recipe,
+            after_step=Stopper(steps),
+            validate=lambda: training.mean_loss(answer, samples, loss, recipe),
+            checkpoint=kept,
+        )
+    return module, history
+
+
+@pytest.mark.parametrize("stops", [[1], [7], [8], [9], [13, 3, 11]])
+@pytest.mark.parametrize(
+    "recipe",
+    [RECIPE, replace(RECIPE, optimizer=Optimizer.SGD, schedule=Schedule.COSINE, warmup=0.2, patience=2, clip=0.5)],
+)
+def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path, stops: list[int], recipe: Recipe) -> None:
+    whole, told = learned(tmp_path / "whole", recipe)
+    for steps in stops:
+        with pytest.raises(Stopped):
+            learned(tmp_path / "stopped", recipe, steps, every_s=0)
+    again, told_again = learned(tmp_path / "stopped", recipe, every_s=0)
+    assert told_again == told
+    wanted, found = whole.state_dict(), again.state_dict()
+    assert all(torch.equal(wanted[name], found[name]) for name in wanted)
+
+
+def test_the_best_epoch_is_kept_when_patience_ends() -> None:
+    samples = blobs()
+    assert samples.labels is not None
+    said = iter([3.0, 1.0, math.nan, 1.0, 0.5])
+    weights: list[torch.Tensor] = []
+
+    def validate() -> float:
+        assert not module.training
+        weights.append(first_of(module).detach().clone())
+        return next(said)
+
+    with training.reproducible(0, 1):
+        module = net()
+        history = training.fit(
+            module,
+            lambda inputs: module(*inputs),
+            samples,
+            losses.label_loss(samples.labels),
+            replace(RECIPE, patience=2),
+            validate=validate,
+        )
+    assert history.kept == 2
+    assert history.validation == [3.0, 1.0, math.inf, 1.0]
+    assert torch.equal(first_of(module), weights[1])
+    assert not torch.equal(first_of(module), weights[3])
+
+
+def test_what_is_held_after_each_step_stays() -> None:
+    samples = blobs()
+    assert samples.labels is not None
+    module = net()
+    mask = (torch.arange(32) % 2).reshape(16, 2)
+
+    def hold() -> None:
+        with torch.no_grad():
+            first_of(module).mul_(mask)
+
+    hold()
+    loss = losses.label_loss(samples.labels)
+    training.fit(module, lambda inputs: module(*inputs), samples, loss, RECIPE, after_step=hold)
+    assert torch.count_nonzero(first_of(module)) == 16
+
+
+def test_a_flipped_picture_is_judged_by_its_own_target() -> None:
+    pictures = np.random.default_rng(0).normal(size=(10, 1, 2, 3)).astype(np.float32)
+    samples = Samples({"x": pictures})
+    both = np.concatenate([pictures, augmentation.flipped(samples, "m").inputs["x"]])
+    seen = []
+
+    def loss(answers: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        assert torch.equal(answers.detach(), torch.from_numpy(both)[rows])
+        seen.extend(rows.tolist())
+        return answers.sum()
+
+    module = nn.PReLU(init=0)
+    recipe = Recipe(epochs=9, batch_size=4, lr=0.1)
+    flips = augmentation.flips(samples, "m")
+    training.fit(module, lambda inputs: inputs[0] + 0 * first_of(module), samples, loss, recipe, augment=flips)
+    assert set(seen) == set(range(20))
+    with pytest.raises(UnsupportedError, match="m: only pictures"):
+        augmentation.flips(blobs(), "m")
+
+
+def test_bfloat16_learns_and_leaves_weights_as_they_are() -> None:
+    module = taught(blobs(), replace(RECIPE, bfloat16=True))
+    assert first_of(module).dtype == torch.float32
+    samples = blobs()
+    assert (module(torch.from_numpy(samples.inputs["x"])).argmax(1).numpy() == samples.labels).mean() > 0.95
+
+
+def test_whole_batches_leave_out_what_fills_none() -> None:
+    sizes = set()
+
+    def answer(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        sizes.add(len(inputs[0]))
+        found: torch.Tensor = module(*inputs)
+        return found
+
+    samples = blobs(50)
+    assert samples.labels is not None
+    module, loss = net(), losses.label_loss(samples.labels)
+    recipe = replace(RECIPE, whole_batches=True)
+    training.fit(module, answer, samples, loss, recipe)
+    training.mean_loss(answer, samples, loss, recipe)
+    assert sizes == {16}
 
 
 def spec(*shape: int | str, dtype: str = "float32") -> TensorSpec:
