@@ -3,7 +3,7 @@
 The graph is read once into a list of instructions (`instructions.py`), so that a run is a straight loop.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import onnx
@@ -47,8 +47,13 @@ class TrainableGraph(torch.nn.Module):
         for place, (value, tensor) in enumerate(build.on_device.items()):
             self.register_buffer(f"b{place}", tensor, persistent=value in held)
             self.buffer_names[f"b{place}"] = value
-        stored = {*self.parameter_names.values(), *self.buffer_names.values()}
-        self._skeleton = _skeleton(model, stored)
+        kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+        self._stored = {
+            name: key
+            for key, name in (self.parameter_names | self.buffer_names).items()
+            if kinds.get(name) in DTYPES  # others are held in a larger type, and never change
+        }
+        self._skeleton = _skeleton(model, self._stored.keys())
         self._slots = build.slots
         self._host_slots = {build.host_slots[value]: tensor for value, tensor in build.on_host.items()}
         self._size = build.size
@@ -102,10 +107,9 @@ class TrainableGraph(torch.nn.Module):
         """The same graph, names and metadata kept, with the weights and running statistics as they are now."""
         made = onnx.ModelProto()
         made.CopyFrom(self._skeleton)
-        keys = {name: key for key, name in (self.parameter_names | self.buffer_names).items()}
         for tensor in made.graph.initializer:
-            if tensor.name in keys:
-                _store(getattr(self, keys[tensor.name]), tensor)
+            if tensor.name in self._stored:
+                _store(getattr(self, self._stored[tensor.name]), tensor)
         return made
 
     def _filled(self, inputs: Sequence[torch.Tensor]) -> list[Any]:
@@ -131,7 +135,7 @@ def _laid_out(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
-def _skeleton(model: onnx.ModelProto, emptied: set[str]) -> onnx.ModelProto:
+def _skeleton(model: onnx.ModelProto, emptied: Collection[str]) -> onnx.ModelProto:
     """A copy of a model in which some initializers have no data."""
     made = onnx.ModelProto()
     for descriptor, value in model.ListFields():

@@ -2,6 +2,7 @@
 
 from modelctl.graph.operators import activations as activations
 from modelctl.graph.operators import arithmetic as arithmetic
+from modelctl.graph.operators import attention as attention
 from modelctl.graph.operators import casting as casting
 from modelctl.graph.operators import convolution as convolution
 from modelctl.graph.operators import elementwise as elementwise
@@ -13,8 +14,8 @@ from modelctl.graph.operators import normalization as normalization
 from modelctl.graph.operators import objectives as objectives
 from modelctl.graph.operators import pooling as pooling
 from modelctl.graph.operators import products as products
-from modelctl.graph.operators import reductions as reductions
 from modelctl.graph.operators import recurrent as recurrent
+from modelctl.graph.operators import reductions as reductions
 from modelctl.graph.operators import resize as resize
 from modelctl.graph.operators import selection as selection
 from modelctl.graph.operators import sequences as sequences

@@ -153,6 +153,8 @@ class Node:
 def to_torch(tensor: onnx.TensorProto) -> torch.Tensor:
     """A stored tensor as torch's, in memory of its own; UnsupportedError for a type that torch has not."""
     array = numpy_helper.to_array(tensor)
+    if tensor.data_type in HELD:
+        return torch.tensor(array.astype("f4" if array.dtype.kind == "V" else "i4"), dtype=HELD[tensor.data_type])
     wanted = DTYPES.get(tensor.data_type)
     if wanted is None:
         told = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
@@ -181,8 +183,19 @@ DTYPES: dict[int, torch.dtype] = {
     onnx.TensorProto.BOOL: torch.bool,
     onnx.TensorProto.FLOAT8E4M3FN: torch.float8_e4m3fn,
     onnx.TensorProto.FLOAT8E5M2: torch.float8_e5m2,
+    onnx.TensorProto.FLOAT8E4M3FNUZ: torch.float8_e4m3fnuz,
+    onnx.TensorProto.FLOAT8E5M2FNUZ: torch.float8_e5m2fnuz,
+    onnx.TensorProto.FLOAT8E8M0: torch.float8_e8m0fnu,
     onnx.TensorProto.COMPLEX64: torch.complex64,
     onnx.TensorProto.COMPLEX128: torch.complex128,
+}
+# Element types that torch has not, and the smallest one that holds their numbers and computes.
+HELD: dict[int, torch.dtype] = {
+    onnx.TensorProto.INT4: torch.int8,
+    onnx.TensorProto.UINT4: torch.uint8,
+    onnx.TensorProto.INT2: torch.int8,
+    onnx.TensorProto.UINT2: torch.uint8,
+    onnx.TensorProto.FLOAT4E2M1: torch.float32,
 }
 _NUMPY_SHARES = frozenset(
     {"bool", "float16", "float32", "float64", "complex64", "complex128"}

@@ -8,7 +8,25 @@ import pytest
 from modelctl.graph.operators import OPERATORS
 
 # Reason: patterns of the names of counted tests that are not meant to pass. Every one that matches has to fail.
-EXCEPTIONS: dict[str, tuple[str, ...]] = {}
+EXCEPTIONS: dict[str, tuple[str, ...]] = {
+    "dropout while learning draws other numbers than the reference's generator": (
+        "test_training_dropout",
+        "test_training_dropout_mask",
+        "test_training_dropout_default*",
+    ),
+    "of opset 1; training begins at opset 7": ("test_not_?d",),
+    "compares strings, which are not tensors": ("test_equal_string*",),
+    "4 and 2 bits are held in larger types, from which CastLike can't tell them": (
+        "test_castlike_FLOAT*_to_UINT?",
+        "test_castlike_FLOAT*_to_INT?",
+        "test_castlike_FLOAT_to_FLOAT4E2M1",
+        "test_castlike_FLOAT16_to_FLOAT4E2M1",
+    ),
+    "written out in half precision, is one rounding away from the reference": (
+        "test_attention_4d_causal_?p16_expanded",
+        "test_attention_*_bf16_expanded",
+    ),
+}
 
 
 def reason(name: str) -> str | None:
