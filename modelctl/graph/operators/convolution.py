@@ -107,16 +107,14 @@ def _deformed(node: Node) -> Call:
         batch, channels, *sizes = x.shape
         kernel, spread = weight.shape[2:], offset.shape[2:]
         points = kernel[0] * kernel[1]
+        offset = offset.view(batch * parts, *kernel, 2, *spread)
         places = []
-        for axis, starts in enumerate(windows.padding(sizes, kernel)):
-            at = torch.arange(spread[axis], device=x.device) * windows.steps(2)[axis] - starts[0]
+        for axis, (before, _) in enumerate(windows.padding(sizes, kernel)):
+            starts = torch.arange(spread[axis], device=x.device) * windows.steps(2)[axis] - before
             taps = torch.arange(kernel[axis], device=x.device) * windows.gaps(2)[axis]
-            shape = [1, 1, 1, 1, 1, 1]  # batch and part, kernel's rows and columns, rows, columns
-            shape[1 + axis], shape[3 + axis] = kernel[axis], spread[axis]
-            grid = taps.view(-1, 1) + at if axis == 0 else taps.view(-1, 1) + at
-            moved = offset.view(batch * parts, *kernel, 2, *spread)[:, :, :, axis]
-            place = grid.view(*[kernel[0], 1, spread[0], 1] if axis == 0 else [1, kernel[1], 1, spread[1]]) + moved
-            places.append((2 * place / max(sizes[axis] - 1, 1) - 1) if sizes[axis] > 1 else place)
+            shape = [kernel[0], 1, spread[0], 1] if axis == 0 else [1, kernel[1], 1, spread[1]]
+            place = (taps.unsqueeze(1) + starts).view(shape) + offset[:, :, :, axis]
+            places.append(2 * place / (sizes[axis] - 1) - 1 if sizes[axis] > 1 else place)
         grid = torch.stack((places[1], places[0]), -1).flatten(1, 3)
         seen = functional.grid_sample(
             x.reshape(batch * parts, channels // parts, *sizes), grid, "bilinear", "zeros", align_corners=True

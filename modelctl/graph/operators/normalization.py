@@ -4,7 +4,6 @@ Where a graph learns, batch normalization takes the batch's statistics and moves
 does it (the variance moved to is the unbiased one). What a node of `training_mode` gives is ONNX's, unbiased never.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ def _batch(node: Node) -> Call:
     if node.opset < 9 and not node.integer("spatial", 1):
         return _each_feature(epsilon)
     if node.integer("training_mode") or (node.opset < 14 and node.gives(1)):
-        return _batch_that_tells(node, epsilon, momentum)
+        return _batch_that_tells(epsilon, momentum)
     stored = node.constant(3) is not None and node.constant(4) is not None
 
     def normalized(x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
@@ -32,7 +31,7 @@ def _batch(node: Node) -> Call:
     return normalized
 
 
-def _batch_that_tells(node: Node, epsilon: float, momentum: float) -> Call:
+def _batch_that_tells(epsilon: float, momentum: float) -> Call:
     """Batch normalization whose statistics are outputs: those given, moved towards the batch's."""
 
     def normalized(x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, ...]:
@@ -136,7 +135,7 @@ def _by_neighbours(node: Node) -> Call:
 
 @operator("MeanVarianceNormalization")
 def _mean_variance(node: Node) -> Call:
-    axes: Sequence[int] = node.integers("axes", (0, 2, 3))
+    axes = node.integers("axes", (0, 2, 3))
 
     def normalized(x: Tensor) -> Tensor:
         rest = x - x.mean(axes, keepdim=True)

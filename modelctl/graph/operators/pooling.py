@@ -48,9 +48,7 @@ def _max_pool(node: Node) -> Call:
     return pooled
 
 
-def _flat(
-    places: Tensor, seen: Sequence[int], moved: Sequence[int], sizes: Sequence[int], by_columns: bool
-) -> Tensor:
+def _flat(places: Tensor, seen: Sequence[int], moved: Sequence[int], sizes: Sequence[int], by_columns: bool) -> Tensor:
     """Where each number stands in the flat input of all planes, from where it stands in its padded plane."""
     along = []
     for size, before in zip(reversed(seen), reversed(moved), strict=True):
@@ -134,9 +132,7 @@ def _max_unpool(node: Node) -> Call:
         pads = windows.padding(x.shape[2:], windows.kernel)
         sizes = [
             (size - 1) * step + width - sum(around)
-            for size, step, width, around in zip(
-                x.shape[2:], windows.steps(rank), windows.kernel, pads, strict=True
-            )
+            for size, step, width, around in zip(x.shape[2:], windows.steps(rank), windows.kernel, pads, strict=True)
         ]
         whole = [*x.shape[:2], *sizes]
         y = x.new_zeros(math.prod(whole)).scatter(0, places.reshape(-1), x.reshape(-1)).view(whole)

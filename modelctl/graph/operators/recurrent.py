@@ -23,22 +23,20 @@ _FUSED: Any = vars(rnn)["_VF"]
 _ORDERS = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}  # of ONNX's gates, as torch has them
 _DEFAULTS = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "RNN": ("tanh",)}
 
-# With alpha and beta, as the ONNX specification of RNN gives them: default values, then the function.
-_ACTIVATIONS: dict[str, tuple[float, float, Callable[[Tensor, float, float], Tensor]]] = {
-    "relu": (0.0, 0.0, lambda x, a, b: torch.relu(x)),
-    "tanh": (0.0, 0.0, lambda x, a, b: torch.tanh(x)),
-    "sigmoid": (0.0, 0.0, lambda x, a, b: torch.sigmoid(x)),
-    "affine": (1.0, 0.0, lambda x, a, b: a * x + b),
-    "leakyrelu": (0.01, 0.0, lambda x, a, b: functional.leaky_relu(x, a)),
-    "thresholdedrelu": (1.0, 0.0, lambda x, a, b: torch.where(x > a, x, 0.0)),
-    "scaledtanh": (1.0, 1.0, lambda x, a, b: a * torch.tanh(b * x)),
-    "hardsigmoid": (0.2, 0.5, lambda x, a, b: (a * x + b).clamp(0, 1)),
-    "elu": (1.0, 0.0, lambda x, a, b: functional.elu(x, a)),
-    "softsign": (0.0, 0.0, lambda x, a, b: functional.softsign(x)),
-    "softplus": (0.0, 0.0, lambda x, a, b: functional.softplus(x)),
+# The default values of alpha and beta (ONNX, RNN), of those that have them, and the function.
+_ACTIVATIONS: dict[str, tuple[tuple[float, ...], Callable[..., Tensor]]] = {
+    "relu": ((), torch.relu),
+    "tanh": ((), torch.tanh),
+    "sigmoid": ((), torch.sigmoid),
+    "softsign": ((), functional.softsign),
+    "softplus": ((), functional.softplus),
+    "elu": ((1.0,), functional.elu),
+    "leakyrelu": ((0.01,), functional.leaky_relu),
+    "thresholdedrelu": ((1.0,), lambda x, alpha: torch.where(x > alpha, x, 0.0)),
+    "affine": ((1.0, 0.0), lambda x, alpha, beta: alpha * x + beta),
+    "scaledtanh": ((1.0, 1.0), lambda x, alpha, beta: alpha * torch.tanh(beta * x)),
+    "hardsigmoid": ((0.2, 0.5), lambda x, alpha, beta: (alpha * x + beta).clamp(0, 1)),
 }
-_TAKES_ALPHA = frozenset({"affine", "leakyrelu", "thresholdedrelu", "scaledtanh", "hardsigmoid", "elu"})
-_TAKES_BETA = frozenset({"affine", "scaledtanh", "hardsigmoid"})
 
 Activation = Callable[[Tensor], Tensor]
 States = tuple[Tensor, ...]  # [batch, hidden] each: h, and c of an LSTM
@@ -173,15 +171,19 @@ def _cells(node: Node, kind: str, names: Sequence[str], directions: int) -> list
     for name in names:
         if name not in _ACTIVATIONS:
             raise node.refuse(f"has the activation {name}, which ONNX has not")
-        alpha, beta, function = _ACTIVATIONS[name]
-        alpha = next(alphas, alpha) if name in _TAKES_ALPHA else alpha
-        beta = next(betas, beta) if name in _TAKES_BETA else beta
-        found.append(lambda x, f=function, a=alpha, b=beta: f(x, a, b))  # type: ignore[misc]
+        usual, function = _ACTIVATIONS[name]
+        found.append(
+            _with(function, [next(source, value) for source, value in zip((alphas, betas), usual, strict=False)])
+        )
     each = len(found) // directions
     clip, coupled = node.number("clip"), bool(node.integer("input_forget"))
     linear = bool(node.integer("linear_before_reset"))
     parts = [tuple(found[place * each : (place + 1) * each]) for place in range(directions)]
     return [Cell(kind, part, clip, coupled, linear) for part in parts]
+
+
+def _with(function: Callable[..., Tensor], values: Sequence[float]) -> Activation:
+    return lambda x: function(x, *values)
 
 
 def _fused(
