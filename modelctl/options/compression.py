@@ -196,9 +196,8 @@ class TrainOptions(MeasuredOptions):
         Knob("share of the steps in which the rate rises; by default 0.3 of a one-cycle, else 0", low=0, high=1),
     ] = None
     clip: Annotated[float | None, Knob("largest norm of all gradients together", low=1e-9)] = None
-    smoothing: Annotated[
-        float,
-        Knob("share of a class label that is spread over all classes", flag="--label-smoothing", low=0, high=0.99),
+    label_smoothing: Annotated[
+        float, Knob("share of a class label that is spread over all classes", low=0, high=0.99)
     ] = 0.0
     flip: Annotated[bool, Knob("flip half of the pictures from left to right, at random")] = False
     patience: Annotated[

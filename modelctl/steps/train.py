@@ -259,7 +259,7 @@ class _Work:
         options, kind, labels = self.options, self.parts.loss, samples.labels
         if options.teacher is None:
             assert labels is not None  # else there were no parts
-            smoothing = options.smoothing
+            smoothing = options.label_smoothing
             return (
                 losses.label_loss(labels, smoothing) if kind is Loss.CROSS_ENTROPY else losses.target_loss(kind, labels)
             )
@@ -271,7 +271,7 @@ class _Work:
             told = f"{logits.shape[1]} classes, and {self.graph.name} {list(learner.shape[1:])}"
             raise DataError(f"{teacher.name}: answers {told}")
         return losses.distillation_loss(
-            logits, labels, temperature=options.temperature, alpha=options.alpha, smoothing=options.smoothing
+            logits, labels, temperature=options.temperature, alpha=options.alpha, smoothing=options.label_smoothing
         )
 
     def _choose(self) -> int:
