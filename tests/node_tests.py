@@ -26,7 +26,7 @@ def counted() -> dict[str, Any]:
         warnings.simplefilter("ignore")
         from onnx.backend.test.loader import load_model_tests
 
-        cases = load_model_tests(kind="node")  # type: ignore[no-untyped-call]
+        cases = load_model_tests(kind="node")
     return {case.name: case for case in cases if operators_of(case) <= OPERATORS.keys()}
 
 

@@ -11,6 +11,7 @@ Each family of operators has a file here with its cases (`elementwise.py`, `shap
         Case("Conv", [(1, 2, 5, 5), (3, 2, 3, 3), None, ...], {"pads": [1, 1, 1, 1]}),
         Case("Gather", [(4, 3), whole([0, 2, -1])], {"axis": 0}),           # whole numbers: an initializer, too
         Case("Split", [(6, 2)], {"num_outputs": 3}, outputs=3, opset=18),
+        Case("SequenceAt", [(2,), (3,), whole(1)], gathered=2),             # the first two make a sequence
     ]
 
 Gradients are asked for every input that is a shape or a float tensor, of every output that is float and depends on
@@ -44,6 +45,7 @@ class Case:
     """A node of operator `op` (of `domain`, in operator set `opset`) with attributes, inputs and a number of outputs.
 
     `training`: run the graph in training mode. `seeded`: seed torch anew before each run, for operators that draw.
+    `gathered`: how many of the inputs, from the first, are put into a sequence that is the node's first input.
     """
 
     op: str
@@ -54,6 +56,7 @@ class Case:
     domain: str = ""
     training: bool = False
     seeded: bool = False
+    gathered: int = 0
 
     def model(self) -> onnx.ModelProto:
         """The graph of this one node, in float64; the inputs that are asked for gradients are its inputs."""
@@ -63,9 +66,11 @@ class Case:
         inner = {name for name, _ in held}
         made = [f"y{place}" for place in range(self.outputs)]
         value = helper.make_tensor_value_info
-        node = helper.make_node(self.op, names, made, name=self.op.lower(), domain=self.domain, **self.attributes)
+        taken = ["sequence", *names[self.gathered :]] if self.gathered else names
+        before = [helper.make_node("SequenceConstruct", names[: self.gathered], ["sequence"])] if self.gathered else []
+        node = helper.make_node(self.op, taken, made, name=self.op.lower(), domain=self.domain, **self.attributes)
         graph = helper.make_graph(
-            [node],
+            [*before, node],
             "case",
             [value(name, onnx.TensorProto.DOUBLE, None) for name in given if name not in inner],
             [value(name, onnx.TensorProto.DOUBLE, None) for name in made],

@@ -27,9 +27,9 @@ def prelu(_: Node) -> Call:
     """A learned slope below zero, broadcast; one number a channel is the case that torch does in one go."""
 
     def run(x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-        if x.is_floating_point() and x.dim() > 1 and slope.dim() == x.dim() - 1:
-            if slope.shape[0] == x.shape[1] == slope.numel():
-                return functional.prelu(x, slope.reshape(-1))
+        by_channel = slope.dim() == x.dim() - 1 > 0 and slope.shape[0] == x.shape[1] == slope.numel()
+        if by_channel and x.is_floating_point():
+            return functional.prelu(x, slope.reshape(-1))
         return torch.where(x < 0, x * slope, x)
 
     return run
@@ -108,7 +108,7 @@ def shrink(node: Node) -> Call:
 @operator("Softmax", "LogSoftmax", "Hardmax")
 def softmax(node: Node) -> Call:
     """Along one axis; up to opset 12, over all dimensions from that axis on."""
-    call = {"Softmax": torch.softmax, "LogSoftmax": torch.log_softmax, "Hardmax": _hardmax}[node.proto.op_type]
+    call = _SOFTMAXES[node.proto.op_type]
     axis = node.integer("axis", -1 if node.opset >= 13 else 1)
     if node.opset >= 13 or axis == -1:
         return lambda x: call(x, axis)
@@ -117,6 +117,9 @@ def softmax(node: Node) -> Call:
 
 def _hardmax(x: torch.Tensor, axis: int) -> torch.Tensor:
     return torch.zeros_like(x).scatter(axis, x.argmax(axis, keepdim=True), 1)
+
+
+_SOFTMAXES: dict[str, Call] = {"Softmax": torch.softmax, "LogSoftmax": torch.log_softmax, "Hardmax": _hardmax}
 
 
 @operator("Dropout", host=(1, 2))

@@ -42,6 +42,9 @@ def power(node: Node) -> Call:
     return widened(lambda x, y: torch.pow(x, y).to(x.dtype))
 
 
+_PAIRS: dict[str, Call] = {"Sum": torch.add, "Min": torch.minimum, "Max": torch.maximum}
+
+
 @operator("Sum", "Min", "Max", "Mean")
 def over_several(node: Node) -> Call:
     """Any number of tensors, broadcast against each other."""
@@ -49,7 +52,7 @@ def over_several(node: Node) -> Call:
         return lambda x: x
     if node.proto.op_type == "Mean":
         return lambda *inputs: functools.reduce(python.add, inputs) / len(inputs)
-    pair = widened({"Sum": torch.add, "Min": torch.minimum, "Max": torch.maximum}[node.proto.op_type])
+    pair = widened(_PAIRS[node.proto.op_type])
     if node.inputs == 2:
         return pair
     return lambda *inputs: functools.reduce(pair, inputs)

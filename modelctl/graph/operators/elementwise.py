@@ -4,7 +4,7 @@ import torch
 
 from modelctl.graph.operators.node import Call, Node, operator, plain
 
-for _name, _call in {
+_PLAIN: dict[str, Call] = {
     "Exp": torch.exp,
     "Log": torch.log,
     "Sqrt": torch.sqrt,
@@ -25,7 +25,8 @@ for _name, _call in {
     "Floor": torch.floor,
     "Round": torch.round,
     "IsNaN": torch.isnan,
-}.items():
+}
+for _name, _call in _PLAIN.items():
     plain(_name, _call)
 
 

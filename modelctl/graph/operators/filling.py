@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from modelctl.graph.operators.node import DTYPES, Call, Node, operator
+from modelctl.graph.operators.node import DTYPES, Call, Node, operator, plain
 
 
 @operator("Constant")
@@ -21,22 +21,20 @@ def constant_of_shape(node: Node) -> Call:
     return lambda dims: torch.full(dims.tolist(), value, dtype=dtype, device=dims.device)
 
 
-@operator("Range", host=(0, 1, 2))
-def number_range(node: Node) -> Call:
-    """From a start, in steps, before a limit."""
-
-    def run(start: torch.Tensor, limit: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-        first, last, by = start.item(), limit.item(), step.item()
-        count = max(0, math.ceil((last - first) / by))
-        exact = start.dtype in (torch.float16, torch.bfloat16)
-        places = torch.arange(count, dtype=torch.float32 if exact else start.dtype, device=_device(start, limit, step))
-        return (first + places * by).to(start.dtype)
-
-    return run
+def _range(start: torch.Tensor, limit: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    """From a start, in steps, before a limit; half precision counts in float32."""
+    first, last, by = start.item(), limit.item(), step.item()
+    count = max(0, math.ceil((last - first) / by))
+    half = start.dtype in (torch.float16, torch.bfloat16)
+    places = torch.arange(count, dtype=torch.float32 if half else start.dtype, device=_device(start, limit, step))
+    return (first + places * by).to(start.dtype)
 
 
 def _device(*tensors: torch.Tensor) -> torch.device:
     return next((one.device for one in tensors if one.device.type != "cpu"), tensors[0].device)
+
+
+plain("Range", _range, host=(0, 1, 2))
 
 
 @operator("EyeLike")

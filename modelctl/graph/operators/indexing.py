@@ -1,6 +1,6 @@
 """Parts taken out and put in: slices, gathers, scatters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch.nn import functional
@@ -12,51 +12,45 @@ from modelctl.graph.operators.node import Call, Node, numbers_of, operator
 def cut(node: Node) -> Call:
     """Starts, ends, axes and steps, attributes up to opset 9 and then inputs; a negative step runs backwards."""
     if node.opset < 10:
-        return _slicer(node.integers("starts"), node.integers("ends"), node.integers("axes") or None, None)
+        return _cutting(node.integers("starts"), node.integers("ends"), node.integers("axes"), ())
     held = [node.constant(place) for place in (1, 2, 3, 4)]
     if all(one is not None or not node.has(place) for place, one in enumerate(held, 1)):
-        starts, ends, axes, steps = (None if one is None else numbers_of(one) for one in held)
-        return _slicer(starts or (), ends or (), axes, steps)
-    return lambda x, *bounds: _slicer(*(None if one is None else numbers_of(one) for one in bounds))(x)
+        return _cutting(*_bounds(*held))
+    return lambda x, *bounds: _cutting(*_bounds(*bounds))(x)
 
 
-def _slicer(starts: object, ends: object, axes: object = None, steps: object = None) -> Call:
-    begins, stops = tuple(starts), tuple(ends)  # type: ignore[call-overload]
-    places = tuple(range(len(begins)) if axes is None else axes)  # type: ignore[call-overload]
-    by = (1,) * len(begins) if steps is None else tuple(steps)  # type: ignore[call-overload]
-    if min(by, default=1) < 0:
-        return lambda x, *_: _backwards(x, zip(places, begins, stops, by, strict=True))
-    parts = [slice(*one) for one in zip(begins, stops, by, strict=True)]
-    if places and max(places) < 0:
-        index = [slice(None)] * -min(places)
-        for place, part in zip(places, parts, strict=True):
-            index[place] = part
-        whole = (..., *index)
-        return lambda x, *_: x[whole]
-
-    def run(x: torch.Tensor, *_: object) -> torch.Tensor:
-        index = [slice(None)] * x.dim()
-        for place, part in zip(places, parts, strict=True):
-            index[place] = part
-        return x[tuple(index)]
-
-    return run
+def _bounds(*tensors: torch.Tensor | None) -> list[list[int]]:
+    """Starts, ends, axes and steps as numbers, those that are left out as empty lists."""
+    return [[] if one is None else numbers_of(one) for one in (*tensors, None, None)[:4]]
 
 
-def _backwards(x: torch.Tensor, parts: object) -> torch.Tensor:
-    for axis, start, stop, step in parts:  # type: ignore[attr-defined]
+def _cutting(starts: Sequence[int], ends: Sequence[int], axes: Sequence[int], steps: Sequence[int]) -> Call:
+    axes, steps = axes or range(len(starts)), steps or [1] * len(starts)
+    if min(steps, default=1) < 0:
+        return lambda x, *_: _backwards(x, zip(axes, starts, ends, steps, strict=True))
+    parts = [slice(*one) for one in zip(starts, ends, steps, strict=True)]
+    if axes and max(axes) < 0:
+        index = (..., *_index(-min(axes), axes, parts))
+        return lambda x, *_: x[index]
+    return lambda x, *_: x[_index(x.dim(), axes, parts)]
+
+
+def _index(rank: int, axes: Sequence[int], parts: Sequence[slice]) -> tuple[slice, ...]:
+    found = [slice(None)] * rank
+    for axis, part in zip(axes, parts, strict=True):
+        found[axis] = part
+    return tuple(found)
+
+
+def _backwards(x: torch.Tensor, parts: Iterable[tuple[int, int, int, int]]) -> torch.Tensor:
+    """Slices with negative steps among them, which torch has not: cut forwards, then turned round."""
+    for axis, start, stop, step in parts:
         reach = range(*slice(start, stop, step).indices(x.shape[axis]))
-        if step > 0 or not reach:
-            x = x.narrow(axis, 0, 0) if not reach else _stepped(x, axis, reach)
-        else:
-            x = _stepped(x, axis, reach[::-1]).flip(axis)
+        forwards = reach if step > 0 else reach[::-1]
+        part = slice(forwards.start, max(forwards.start, forwards.stop), forwards.step)
+        x = x[_index(x.dim(), (axis,), (part,))]
+        x = x if step > 0 else x.flip(axis)
     return x
-
-
-def _stepped(x: torch.Tensor, axis: int, reach: range) -> torch.Tensor:
-    index = [slice(None)] * x.dim()
-    index[axis] = slice(reach.start, reach.stop, reach.step)
-    return x[tuple(index)]
 
 
 def _wrapped(indices: torch.Tensor, size: int) -> torch.Tensor:

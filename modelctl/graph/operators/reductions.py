@@ -54,7 +54,8 @@ def _l1(x: torch.Tensor, axes: tuple[int, ...], keep: bool) -> torch.Tensor:
 
 def _l2(x: torch.Tensor, axes: tuple[int, ...], keep: bool) -> torch.Tensor:
     # vector_norm and not the root of a sum: its gradient at zero is zero, not NaN.
-    return torch.linalg.vector_norm(_as_float(x), 2, axes, keep).to(x.dtype)
+    found: torch.Tensor = torch.linalg.vector_norm(_as_float(x), 2, axes, keep)
+    return found.to(x.dtype)
 
 
 def _log_sum(x: torch.Tensor, axes: tuple[int, ...], keep: bool) -> torch.Tensor:

@@ -7,7 +7,7 @@ from modelctl.graph.operators.node import Call, Node, operator, plain
 
 @operator("TopK", host=(1,))
 def top_k(node: Node) -> Call:
-    """The `k` largest or smallest, in order; of equal ones those that come first. `k` was an attribute up to opset 9."""
+    """The `k` (an attribute up to opset 9) largest or smallest, in order; of equal ones those that come first."""
     axis, largest, attribute = node.integer("axis", -1), bool(node.integer("largest", 1)), node.integer("k")
 
     def run(x: torch.Tensor, k: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -21,7 +21,7 @@ def top_k(node: Node) -> Call:
 
 @operator("Unique")
 def unique(node: Node) -> Call:
-    """Values (or slices along `axis`) in rising order, or in the order of their first places, with places and counts."""
+    """Values (or slices along `axis`) in rising order or in that of their first places, with those and counts."""
     in_order = bool(node.integer("sorted", 1))
     axis = node.integer("axis") if node.given("axis") else None
 

@@ -41,8 +41,9 @@ def split_to_sequence(node: Node) -> Call:
 
     def run(x: torch.Tensor, sizes: torch.Tensor | None = None) -> Sequence:
         if sizes is None:
-            return list(x.split(1, axis) if keep else x.unbind(axis))
-        return list(x.split(int(sizes) if sizes.dim() == 0 else numbers_of(sizes), axis))
+            return [one.unsqueeze(axis) if keep else one for one in x.unbind(axis)]
+        parts = int(sizes) if sizes.dim() == 0 else numbers_of(sizes)
+        return list(torch.split(x, parts, axis))
 
     return run
 

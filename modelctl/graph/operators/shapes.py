@@ -86,7 +86,14 @@ def expand(node: Node) -> Call:
 
 
 def _expanded(x: torch.Tensor, dims: list[int]) -> torch.Tensor:
-    return x.expand(torch.broadcast_shapes(x.shape, dims))
+    rank = max(x.dim(), len(dims))
+    shape = [1] * (rank - x.dim()) + list(x.shape)
+    for place, size in enumerate(dims, rank - len(dims)):
+        if shape[place] == 1:
+            shape[place] = size
+        elif size not in (1, shape[place]):
+            raise ValueError(f"{list(x.shape)} can't be broadcast to {dims}")
+    return x.expand(shape)
 
 
 @operator("Transpose")
