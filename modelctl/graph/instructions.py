@@ -15,6 +15,7 @@ import torch
 from modelctl.errors import UnsupportedError
 from modelctl.graph.operators import OPERATORS
 from modelctl.graph.operators.node import DTYPES, Mode, Node, Operator, to_torch
+from modelctl.graph.operators.quantization import Stored, stored_weight
 
 LARGEST_WEIGHT = 1e4  # what is larger, or infinite, is a mask
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -44,12 +45,15 @@ class Build:
 
     def __init__(self, name: str, opsets: Mapping[str, int], mode: Mode, model: onnx.ModelProto) -> None:
         self._name, self._opsets, self._mode = name, opsets, mode
+        self._kinds = _kinds(model)
         operators = [self._operator(node) for node in model.graph.node]
         learned = _learned(model, operators)
         self.learned: dict[str, torch.Tensor] = {}
         self._known: dict[str, torch.Tensor] = {}
         for tensor in model.graph.initializer:
             (self.learned if tensor.name in learned else self._known)[tensor.name] = to_torch(tensor)
+        self.stored = self._stored(model)
+        self.learned |= {value: one.values(self._known.pop(value)) for value, one in self.stored.items()}
         left = self._fold(model.graph.node, operators)
         self.slots: dict[str, int] = {}
         self.host_slots: dict[str, int] = {}
@@ -72,9 +76,20 @@ class Build:
             )
         return found
 
-    def _call(self, node: onnx.NodeProto, known: Operator) -> Callable[..., Any]:
+    def _read(self, node: onnx.NodeProto) -> Node:
         domain = "" if node.domain in DEFAULT_DOMAINS else node.domain
-        return known.make(Node(node, self._opsets.get(domain, 1), self._mode, self._known))
+        return Node(node, self._opsets.get(domain, 1), self._mode, self._known, self._kinds)
+
+    def _stored(self, model: onnx.ModelProto) -> dict[str, Stored]:
+        """The weights that are stored as integers and read by DequantizeLinear alone, everywhere the same way."""
+        found: dict[str, Stored | None] = dict.fromkeys((one.name for one in model.graph.output), None)
+        for node in model.graph.node:
+            for place, value in enumerate(node.input):
+                if value in self._known:
+                    one = stored_weight(self._read(node)) if place == 0 else None
+                    found[value] = one if found.get(value, one) == one else None
+        learned = {value: one for value, one in found.items() if one is not None}
+        return {value: one for value, one in learned.items() if _is_small(one.values(self._known[value]))}
 
     def _fold(
         self, nodes: Iterable[onnx.NodeProto], operators: Iterable[Operator]
@@ -82,7 +97,8 @@ class Build:
         """Compute what is the same in every run; the nodes that are left, with their calls."""
         left = []
         for node, known in zip(nodes, operators, strict=True):
-            call = self._call(node, known)
+            stored = self.stored.get(node.input[0]) if node.input else None
+            call: Callable[..., Any] = stored.call if stored is not None else known.make(self._read(node))
             if not node.input or any(one and one not in self._known for one in node.input):
                 left.append((node, known, call))
                 continue
@@ -146,6 +162,13 @@ def _with_ends(steps: Sequence[tuple[Any, ...]], kept: set[int]) -> list[Instruc
     return found[::-1]
 
 
+def _kinds(model: onnx.ModelProto) -> dict[str, int]:
+    """Element types of values, as far as the graph tells them."""
+    graph = model.graph
+    told = {one.name: one.type.tensor_type.elem_type for one in (*graph.input, *graph.value_info, *graph.output)}
+    return told | {tensor.name: tensor.data_type for tensor in graph.initializer}
+
+
 def _learned(model: onnx.ModelProto, operators: Sequence[Operator]) -> set[str]:
     """The initializers that are weights."""
     floats = {tensor.name: tensor for tensor in model.graph.initializer if DTYPES.get(tensor.data_type) in _FLOATS}
@@ -156,9 +179,8 @@ def _learned(model: onnx.ModelProto, operators: Sequence[Operator]) -> set[str]:
                 continue
             if node.op_type not in _ARITHMETIC or math.prod(floats[value].dims) > 1:
                 found.add(value)
-    return {name for name in found if _is_small(floats[name])}
+    return {name for name in found if _is_small(to_torch(floats[name]))}
 
 
-def _is_small(tensor: onnx.TensorProto) -> bool:
-    values = to_torch(tensor)
+def _is_small(values: torch.Tensor) -> bool:
     return values.numel() > 0 and bool(values.abs().max() < LARGEST_WEIGHT)  # false for NaN too

@@ -8,15 +8,19 @@ from typing import Any
 
 import onnx
 import torch
+from onnx import numpy_helper
 
 from modelctl.errors import DataError, UnsupportedError
 from modelctl.graph.instructions import DEFAULT_DOMAINS, Build
-from modelctl.graph.operators.node import DTYPES, OLDEST_OPSET, Mode
+from modelctl.graph.operators.node import DTYPES, OLDEST_OPSET, Mode, to_torch
+from modelctl.graph.operators.quantization import Stored
 from modelctl.graph.straight import straight
 
 
 class TrainableGraph(torch.nn.Module):
     """A graph whose parameters are its float initializers and whose forward runs its operators.
+
+    Weights that are stored as integers and read by DequantizeLinear learn too, as floats (`Stored`).
 
     Not learned are: running statistics, what shapes and bounds are made of, single numbers that something is added to
     or multiplied with, and tensors that hold infinity or numbers above 10,000 (masks). `parameter_names` and
@@ -51,9 +55,10 @@ class TrainableGraph(torch.nn.Module):
         self._stored = {
             name: key
             for key, name in (self.parameter_names | self.buffer_names).items()
-            if kinds.get(name) in DTYPES  # others are held in a larger type, and never change
+            if kinds.get(name) in DTYPES or name in build.stored  # others are held in a larger type, and never change
         }
-        self._skeleton = _skeleton(model, self._stored.keys())
+        self._few_bits = build.stored
+        self._skeleton = _skeleton(model, self._stored.keys() - self._few_bits.keys())
         self._slots = build.slots
         self._host_slots = {build.host_slots[value]: tensor for value, tensor in build.on_host.items()}
         self._size = build.size
@@ -108,7 +113,9 @@ class TrainableGraph(torch.nn.Module):
         made = onnx.ModelProto()
         made.CopyFrom(self._skeleton)
         for tensor in made.graph.initializer:
-            if tensor.name in self._stored:
+            if tensor.name in self._few_bits:
+                _store_few_bits(self._few_bits[tensor.name], getattr(self, self._stored[tensor.name]), tensor)
+            elif tensor.name in self._stored:
                 _store(getattr(self, self._stored[tensor.name]), tensor)
         return made
 
@@ -166,3 +173,16 @@ def _store(tensor: torch.Tensor, into: onnx.TensorProto) -> None:
     """Write a tensor's numbers into an initializer of its shape, in the type that this one has."""
     wanted = tensor.detach().to("cpu", DTYPES[into.data_type]).contiguous()
     into.raw_data = (wanted.view(torch.int16) if wanted.dtype == torch.bfloat16 else wanted).numpy().tobytes()
+
+
+def _store_few_bits(stored: Stored, learned: torch.Tensor, into: onnx.TensorProto) -> None:
+    """Write a learned float as the integers that stand for it; an initializer that stays the same keeps its bytes."""
+    before = to_torch(into)
+    numbers = stored.numbers(learned, before)
+    if torch.equal(numbers.to(torch.float64), before.to(torch.float64)):
+        return
+    wide = (numbers if numbers.dtype == torch.int32 else numbers.to(torch.float32)).numpy()
+    made = numpy_helper.from_array(wide.astype(onnx.helper.tensor_dtype_to_np_dtype(into.data_type)))
+    for field in [descriptor.name for descriptor, _ in into.ListFields() if descriptor.name.endswith("_data")]:
+        into.ClearField(field)
+    into.raw_data = made.raw_data

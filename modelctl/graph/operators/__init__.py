@@ -14,6 +14,7 @@ from modelctl.graph.operators import normalization as normalization
 from modelctl.graph.operators import objectives as objectives
 from modelctl.graph.operators import pooling as pooling
 from modelctl.graph.operators import products as products
+from modelctl.graph.operators import quantization as quantization
 from modelctl.graph.operators import recurrent as recurrent
 from modelctl.graph.operators import reductions as reductions
 from modelctl.graph.operators import resize as resize

@@ -18,18 +18,23 @@ _SATURATING = frozenset({torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4
 def cast(node: Node) -> Call:
     """To the type of the attribute `to`."""
     kind = node.integer("to")
-    if kind in HELD:
-        return _held(kind)
-    wanted = DTYPES.get(kind)
-    if wanted is None:
+    if kind not in HELD and kind not in DTYPES:
         raise node.refuse(f"makes {_name(kind)}, which torch can't compute with")
-    return _to(wanted, saturate=bool(node.integer("saturate", 1)), rounding=node.text("round_mode", "up"))
+    return to_kind(kind, saturate=bool(node.integer("saturate", 1)), rounding=node.text("round_mode", "up"))
+
+
+def to_kind(kind: int, *, saturate: bool = True, rounding: str = "up") -> Callable[[torch.Tensor], torch.Tensor]:
+    """What makes numbers of an element type (of onnx.proto, in DTYPES or HELD)."""
+    return _held(kind) if kind in HELD else _to(DTYPES[kind], saturate=saturate, rounding=rounding)
 
 
 @operator("CastLike")
 def cast_like(node: Node) -> Call:
     """To the type of the second input."""
     saturate, rounding = bool(node.integer("saturate", 1)), node.text("round_mode", "up")
+    if node.kind(1) in HELD:
+        made = _held(node.kind(1))
+        return lambda x, _: made(x)
     return lambda x, like: _to(like.dtype, saturate=saturate, rounding=rounding)(x)
 
 

@@ -79,6 +79,7 @@ class Node:
     opset: int
     mode: Mode = field(default_factory=Mode)
     constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    kinds: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def inputs(self) -> int:
@@ -101,6 +102,10 @@ class Node:
     def constant(self, place: int) -> torch.Tensor | None:
         """The input at `place` if it is the same in every run and is not learned, else None."""
         return self.constants.get(self.proto.input[place]) if self.has(place) else None
+
+    def kind(self, place: int) -> int:
+        """The element type (of onnx.proto) of the input at `place`; 0 where the graph does not tell."""
+        return self.kinds.get(self.proto.input[place], 0) if self.has(place) else 0
 
     def integer(self, name: str, default: int = 0) -> int:
         """An attribute that is a whole number."""
