@@ -20,6 +20,7 @@ from modelctl.manifest import TensorSpec
 
 BATCH = "batch"
 FIRST_IR_WITH_HIDDEN_WEIGHTS = 4  # before, every initializer had to be an input too
+MERGED_NUMBERS = 1024  # in a tensor that is worth comparing with others
 CHECKED_BYTES = 2**31 - 1  # a protobuf's limit
 DOMAINS = (
     *("", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview", "com.microsoft"),
@@ -39,7 +40,7 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
     for tidy in (
         passes.RemoveUnusedNodesPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        passes.DeduplicateInitializersPass(),
+        _MergeConstants(),
         passes.CommonSubexpressionEliminationPass(),
         passes.OutputFixPass(),
         passes.NameFixPass(),
@@ -47,6 +48,32 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
     ):
         tidy(graph)
     return ir.serde.serialize_model(graph)
+
+
+class _MergeConstants(ir.passes.InPlacePass):
+    """Keep one of several equal shapes, axes and single numbers.
+
+    onnx_ir's own pass also merges small weights, and a net's first weights are equal: ones, zeros. What is one tensor
+    stays one in every training to come.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        kept: dict[tuple[object, ...], ir.Value] = {}
+        merged = False
+        for value in tuple(model.graph.initializers.values()):
+            tensor = value.const_value
+            if tensor is None or value.is_graph_input() or value.is_graph_output():
+                continue
+            if tensor.size > MERGED_NUMBERS or tensor.dtype.is_string():
+                continue
+            if tensor.size > 1 and tensor.dtype.is_floating_point():
+                continue
+            first = kept.setdefault((tensor.dtype, tuple(tensor.shape), tensor.tobytes()), value)
+            if first is not value:
+                value.replace_all_uses_with(first)
+                del model.graph.initializers[value.name or ""]
+                merged = True
+        return ir.passes.PassResult(model, merged)
 
 
 def strip(model: onnx.ModelProto) -> None:

@@ -4,6 +4,10 @@ Functions are unfolded, an `If` whose condition is constant gives way to the bra
 `Constant` nodes or as sparse initializers become plain initializers. Any other control flow is refused by name.
 """
 
+from collections import Counter
+from collections.abc import Container
+from itertools import chain, count
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -14,6 +18,7 @@ from modelctl.errors import UnsupportedError
 from modelctl.graph.chatter import hushed
 from modelctl.graph.weights import nodes_of
 
+RUNNING = (3, 4)  # of a BatchNormalization's inputs: mean and variance
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 _CONSTANTS = {
     "value_float": onnx.TensorProto.FLOAT,
@@ -38,7 +43,38 @@ def straight(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
             )
     if model.graph.sparse_initializer or any(node.op_type == "Constant" for node in model.graph.node):
         model = _lifted(model)
-    return model
+    return _untied(model)
+
+
+def _untied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model itself, or a copy in which every BatchNormalization has running statistics of its own.
+
+    Of a net that has learned nothing yet they are equal, zeros and ones, and optimizers make them one tensor.
+    """
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    uses = Counter(name for node in model.graph.node for name in node.input)
+    shared = [
+        (place, of)
+        for place, node in enumerate(model.graph.node)
+        for of in RUNNING
+        if node.op_type == "BatchNormalization" and node.input[of] in held and uses[node.input[of]] > 1
+    ]
+    if not shared:
+        return model
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    for place, of in shared:
+        node = made.graph.node[place]
+        own = made.graph.initializer.add()
+        own.CopyFrom(held[node.input[of]])
+        own.name = _fresh(f"{node.input[0]}.running_{'mean' if of == RUNNING[0] else 'var'}", held)
+        held[own.name] = own
+        node.input[of] = own.name
+    return made
+
+
+def _fresh(name: str, taken: Container[str]) -> str:
+    return next(one for one in chain([name], (f"{name}_{place}" for place in count())) if one not in taken)
 
 
 def _resolved(model: onnx.ModelProto) -> onnx.ModelProto:
