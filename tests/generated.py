@@ -1,6 +1,7 @@
-"""What in the repository is written by the program itself: the manifest's JSON Schema and README's table of commands.
+"""What in the repository the program itself writes: the manifest's JSON Schema, and README's commands and operators.
 
-`python tests/generated.py` writes both anew; `test_schemas.py` and `test_contracts.py` hold them to what stands here.
+`python tests/generated.py` writes all anew; `test_schemas.py`, `test_contracts.py` and
+`graph/operators/test_conformance.py` hold them to what stands here.
 """
 
 import json
@@ -17,6 +18,7 @@ SCHEMA = REPOSITORY / "schemas" / "manifest.schema.json"
 README = REPOSITORY / "README.md"
 BEGIN = "<!-- commands:begin -->"
 END = "<!-- commands:end -->"
+OPERATORS = ("<!-- operators:begin -->", "<!-- operators:end -->")
 AGAIN = "run: python tests/generated.py"
 
 
@@ -79,13 +81,16 @@ def _flag(option: Any) -> tuple[str, str]:
     return typed, text
 
 
-def readme_with(text: str) -> str:
-    """README with `text` between its two marks."""
+def readme_with(text: str, begin: str = BEGIN, end: str = END) -> str:
+    """README with `text` between two marks."""
     readme = README.read_text()
-    before, _, rest = readme.partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}"
+    before, _, rest = readme.partition(begin)
+    return f"{before}{begin}\n\n{text}\n{end}{rest.partition(end)[2]}"
 
 
 if __name__ == "__main__":
     SCHEMA.write_text(schema_text())
     README.write_text(readme_with(reference()))
+    import node_tests
+
+    README.write_text(readme_with(node_tests.section(), *OPERATORS))
