@@ -22,7 +22,7 @@ from modelctl.graph.operators.node import to_torch
 from modelctl.graph.trainable import TrainableGraph
 
 HALF = "half precision: one rounding away from the reference, or not, as this machine's kernels sum"
-ROUNDING = 2**-7  # of bfloat16
+ROUNDING = 2**-7  # of bfloat16, near 1
 
 # Reason: patterns of the names of counted tests that are not meant to pass. Every one that matches has to fail, but for
 # those of HALF, which are not the same on every machine.
@@ -70,10 +70,10 @@ def operators_of(case: Any) -> set[tuple[str, str]]:
 
 
 @functools.cache
-def trouble(name: str, rtol: float | None = None) -> str:
+def trouble(name: str, tolerance: float | None = None) -> str:
     """What is wrong with the answer in a counted test, by its own tolerances or another; empty when it passes."""
     case = counted()[name]
-    rtol = case.rtol if rtol is None else rtol
+    rtol, atol = (case.rtol, case.atol) if tolerance is None else (tolerance, tolerance)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -81,7 +81,7 @@ def trouble(name: str, rtol: float | None = None) -> str:
             for inputs, outputs in case.data_sets:
                 found = graph(*(_torch(one) for one in inputs))
                 for got, wanted in zip(found, outputs, strict=True):
-                    if told := _difference(got, _torch(wanted), rtol, case.atol):
+                    if told := _difference(got, _torch(wanted), rtol, atol):
                         return told
     except (ModelctlError, TypeError) as error:
         return str(error)
