@@ -141,6 +141,13 @@ def place_of(tensor: onnx.TensorProto) -> tuple[str, int, int | None]:
     return location, offset, length
 
 
+def keep_packed(model: onnx.ModelProto, payload: Payload) -> None:
+    """Pack, in place, a model that was made of a payload whose weights are packed; others stay as they are."""
+    name = payload.manifest.files[0].path
+    if b"ScatterElements" in payload.primary and packing.is_packed(parse_bytes(payload.primary, name)):
+        packing.pack(model)
+
+
 def save(model: onnx.ModelProto, path: Path) -> None:
     """Write a model, the same bytes for the same model; weights go to `<file>.data` when all are above 1.5 GiB."""
     if model.ByteSize() > INLINE_LIMIT_BYTES:

@@ -107,30 +107,31 @@ def unpack(model: onnx.ModelProto, name: str) -> int:
     is malformed. Nodes that are only similar to those of a packed weight stay as they are.
     """
     graph = model.graph
-    if not any(node.op_type == "ScatterElements" for node in graph.node):
-        return 0
-    maker = {output: node for node in graph.node for output in node.output}
-    uses = _uses(model)
+    packed = _found(model)
+    uses = _uses(model) if packed else Counter()
     held = {tensor.name: tensor for tensor in graph.initializer}
-    constant = held.keys() - {one.name for one in graph.input} - {""}
     done: set[str] = set()
     idle: set[str] = set()
-    packed = [found for node in graph.node if (found := _recognised(node, maker, uses, constant)) is not None]
-    for names in packed:
+    for names, fill in packed:
         if names.weight in held:
             raise ArtifactError(f"{name}: holds the weight {names.weight!r} twice")
-        nodes = _nodes(names, maker[names.zeros].attribute[0].t)
         try:
-            dense = _dense(names, held, maker[names.zeros].attribute[0].t)
+            dense = _dense(names, held, fill)
         except (ValueError, OverflowError) as error:
             raise ArtifactError(f"{name}: its packed weight {names.weight!r} is malformed: {error}") from error
         _put(held[names.values], dense, names.weight)
+        nodes = _nodes(names, fill)
         uses.subtract(value for node in nodes for value in node.input)
         done.update(node.output[0] for node in nodes)
         idle |= {one for one in (names.gaps, names.axis, names.size, names.shape) if not uses[one]}
     if packed:
         _drop(graph, done, idle)
     return len(packed)
+
+
+def is_packed(model: onnx.ModelProto) -> bool:
+    """Whether any weight of a model is packed."""
+    return bool(_found(model))
 
 
 def _packed(
@@ -208,6 +209,18 @@ def _nodes(names: _Names, fill: TensorProto) -> list[onnx.NodeProto]:
         nodes.append(make("Cast", [names.scattered], [names.flat], to=TensorProto.BFLOAT16))
     nodes.append(make("Reshape", [names.flat, names.shape], [names.weight]))
     return nodes
+
+
+def _found(model: onnx.ModelProto) -> list[tuple[_Names, TensorProto]]:
+    """The packed weights of a model: what is called how, and what [1] lies where nothing is stored."""
+    graph = model.graph
+    if not any(node.op_type == "ScatterElements" for node in graph.node):
+        return []
+    maker = {output: node for node in graph.node for output in node.output}
+    constant = {one.name for one in graph.initializer} - {one.name for one in graph.input} - {""}
+    uses = _uses(model)
+    names = [_recognised(node, maker, uses, constant) for node in graph.node]
+    return [(one, maker[one.zeros].attribute[0].t) for one in names if one is not None]
 
 
 def _recognised(

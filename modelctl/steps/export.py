@@ -201,6 +201,7 @@ def _adopted(parent: Artifact, options: ExportOptions) -> _Found:
     clean.strip(model)
     clean.check(model, name)
     ranges = integer_ranges(model)
+    onnx_format.keep_packed(model, payload)
     sizes = parity.find_sizes(reference.run, inputs, options.seed, ranges)
     return _Found(model, reference.run, inputs, sizes, ranges, divergence.inside(payload, options.thread_count()))
 

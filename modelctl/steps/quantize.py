@@ -50,6 +50,7 @@ def quantize(model: Artifact, out: Path, options: QuantizeOptions, progress: Pro
             payload=payload, session=session, data=data, options=options, folder=draft.path.parent, progress=progress
         )
         made, draft.choices = work.run(graph)
+        onnx_format.keep_packed(made, payload)
         onnx_format.save(made, draft.path)
         draft.inputs, draft.outputs = draft.inputs or session.inputs, draft.outputs or session.outputs
         draft.metrics = measure.compare(payload, onnx_format.written(draft.path), trial, progress)
