@@ -10,6 +10,8 @@ from modelctl.graph.operators import filling as filling
 from modelctl.graph.operators import indexing as indexing
 from modelctl.graph.operators import joining as joining
 from modelctl.graph.operators import logic as logic
+from modelctl.graph.operators import microsoft as microsoft
+from modelctl.graph.operators import microsoft_integers as microsoft_integers
 from modelctl.graph.operators import normalization as normalization
 from modelctl.graph.operators import objectives as objectives
 from modelctl.graph.operators import pooling as pooling

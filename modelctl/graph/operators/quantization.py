@@ -214,7 +214,7 @@ def _product(node: Node) -> Call:
     ) -> Tensor:
         y = product_of_integers(a, b, a_zero, b_zero).to(scale.dtype)
         a_scale = a_scale.unsqueeze(-1) if a_scale.dim() == 1 and a_scale.numel() > 1 else a_scale
-        return _requantized(y * (a_scale * b_scale), grid, scale, zero)
+        return requantized(y * (a_scale * b_scale), grid, scale, zero)
 
     return call
 
@@ -239,11 +239,12 @@ def _convolution(node: Node) -> Call:
         w = w.to(wide) - w_zero.to(wide).reshape(rows)
         y: Tensor = convolved(x.to(wide) - x_zero.to(wide), w, None if bias is None else bias.to(wide))
         factor = (x_scale * w_scale).reshape(rows[:-1])
-        return _requantized(y.to(scale.dtype) * factor, grid, scale, zero)
+        return requantized(y.to(scale.dtype) * factor, grid, scale, zero)
 
     return call
 
 
-def _requantized(y: Tensor, grid: Grid, scale: Tensor, zero: Tensor) -> Tensor:
+def requantized(y: Tensor, grid: Grid, scale: Tensor, zero: Tensor | None) -> Tensor:
+    """Floats in a type of few bits; still as floats, where gradients pass."""
     found = grid.numbers(y, scale, zero)
     return found if _learns(found) else grid.stored(found)
