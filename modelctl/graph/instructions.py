@@ -104,6 +104,9 @@ class Build:
                 continue
             with torch.no_grad():
                 found = call(*(self._known.get(one) for one in node.input))
+            if isinstance(found, list):  # a sequence is made anew in every run: only tensors are kept beforehand
+                left.append((node, known, call))
+                continue
             for value, tensor in zip(node.output, found if isinstance(found, tuple) else (found,), strict=False):
                 self._known[value] = tensor
         return left

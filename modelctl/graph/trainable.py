@@ -91,7 +91,7 @@ class TrainableGraph(torch.nn.Module):
             given = [values[slot] for slot in one.inputs]
             if device is not None:
                 for place in one.lifted:
-                    given[place] = given[place].to(device, non_blocking=True)
+                    given[place] = _lifted(given[place], device)
             try:
                 found = one.call(*given)
             except (RuntimeError, IndexError, ValueError) as error:
@@ -135,6 +135,13 @@ class TrainableGraph(torch.nn.Module):
         """Where the graph runs, if that is not the CPU."""
         held = next(iter((*self._parameters.values(), *self._buffers.values())), None)
         return None if held is None or held.device.type == "cpu" else held.device
+
+
+def _lifted(value: Any, device: torch.device) -> Any:
+    """A tensor, or each one of a sequence, on the device."""
+    if isinstance(value, list):
+        return [one.to(device, non_blocking=True) for one in value]
+    return value.to(device, non_blocking=True)
 
 
 def _laid_out(tensor: torch.Tensor) -> torch.Tensor:

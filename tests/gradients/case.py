@@ -58,23 +58,22 @@ class Case:
     seeded: bool = False
     gathered: int = 0
 
-    def model(self) -> onnx.ModelProto:
-        """The graph of this one node, in float64; the inputs that are asked for gradients are its inputs."""
+    def model(self, kind: int = onnx.TensorProto.DOUBLE) -> onnx.ModelProto:
+        """The graph of this one node, its floats of type `kind`; what is asked for gradients are its inputs."""
         names = ["" if one is None else f"x{place}" for place, one in enumerate(self.inputs)]
         held = [(name, one.value) for name, one in zip(names, self.inputs, strict=True) if isinstance(one, Held)]
         given = [name for name, one in zip(names, self.inputs, strict=True) if one is not None]
         inner = {name for name, _ in held}
         made = [f"y{place}" for place in range(self.outputs)]
-        value = helper.make_tensor_value_info
         taken = ["sequence", *names[self.gathered :]] if self.gathered else names
         before = [helper.make_node("SequenceConstruct", names[: self.gathered], ["sequence"])] if self.gathered else []
         node = helper.make_node(self.op, taken, made, name=self.op.lower(), domain=self.domain, **self.attributes)
         graph = helper.make_graph(
             [*before, node],
             "case",
-            [value(name, onnx.TensorProto.DOUBLE, None) for name in given if name not in inner],
-            [value(name, onnx.TensorProto.DOUBLE, None) for name in made],
-            [numpy_helper.from_array(np.asarray(one), name) for name, one in held],
+            [helper.make_tensor_value_info(name, kind, None) for name in given if name not in inner],
+            [helper.make_empty_tensor_value_info(name) for name in made],
+            [numpy_helper.from_array(_of_kind(np.asarray(one), kind), name) for name, one in held],
         )
         opsets = [helper.make_opsetid("", self.opset)]
         return helper.make_model(
@@ -91,6 +90,10 @@ class Case:
             elif isinstance(one, torch.Tensor):
                 found.append(one.to(torch.float64).clone())
         return [one.requires_grad_() for one in found]
+
+
+def _of_kind(array: np.ndarray[Any, Any], kind: int) -> np.ndarray[Any, Any]:
+    return array.astype(helper.tensor_dtype_to_np_dtype(kind)) if array.dtype.kind == "f" else array
 
 
 def whole(values: Any) -> Held:
