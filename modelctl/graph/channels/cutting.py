@@ -77,6 +77,8 @@ class _Cut:
         self._held = {tensor.name: tensor for tensor in graph.initializer}
         self._names = {*self._held, *(name for node in graph.node for name in (*node.input, *node.output))}
         self._makers = {name: node for node in graph.node for name in node.output}
+        self._other: Shapes | None = None
+        self._known: dict[str, Array | None] = {}
         self._replaced: set[str] = set()
         self._before: dict[int, list[onnx.NodeProto]] = {}
 
@@ -89,8 +91,9 @@ class _Cut:
         for name, found in uses.items():
             self._slice(name, found)
         for follower in self._labelling.notes.followers:
-            if any(dim is not None and self._size(dim) != dim.size for dim in follower.dims):
-                self._correct(follower)
+            self._correct(follower)
+        for node in self._labelling.notes.scales:
+            self._hold(node)
         self._place()
         self._tidy()
         return self._made
@@ -136,7 +139,7 @@ class _Cut:
         """A new initializer, with a name like `near`."""
         name = self._new_name(near)
         tensor = self._made.graph.initializer.add()
-        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        tensor.CopyFrom(numpy_helper.from_array(np.array(array, order="C"), name))
         self._held[name] = tensor
         if self._made.ir_version < 4:
             self._made.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
@@ -150,27 +153,40 @@ class _Cut:
         return f"{near}_{count}"
 
     def _correct(self, follower: Follower) -> None:
+        """Put right what a node is told about sizes, where it is told something else after the cut."""
         node = self._made.graph.node[follower.node]
         sizes = [None if dim is None else self._size(dim) for dim in follower.dims]
-        if isinstance(follower.where, str):
-            self._correct_attribute(node, follower.where, [size for size in sizes if size is not None])
-            return
         changed = [dim is not None and self._size(dim) != dim.size for dim in follower.dims]
+        if isinstance(follower.where, str):
+            if any(changed):
+                self._correct_attribute(node, follower.where, [size for size in sizes if size is not None])
+            return
         source = node.input[follower.where] if follower.where < len(node.input) else ""
-        if not source:
+        is_stored = source in self._held
+        if not source and any(changed):
             self._tell_parts(node, follower.where, [size or 0 for size in sizes])
+        if not source or (is_stored and not any(changed)):
             return
-        wanted = np.array([size if is_new else 0 for size, is_new in zip(sizes, changed, strict=True)], np.int64)
-        told = np.array(changed)
         found = self._numbers(source)
-        if found is not None and found.shape == wanted.shape and (found[told] == wanted[told]).all():
+        if found is None or len(found) != len(sizes):
+            if any(changed):
+                raise _refused(node)
             return
-        if source in self._held and found is not None:
-            corrected = np.where(told, wanted, found).astype(found.dtype)
-            node.input[follower.where] = self._enter(corrected, source)
+        # A number that is computed from a channel count may have changed where it should not, too.
+        wrong = np.array(
+            [
+                size is not None and size != told and (is_new or not is_stored)
+                for size, is_new, told in zip(sizes, changed, found.tolist(), strict=True)
+            ]
+        )
+        if not wrong.any():
+            return
+        right = np.where(wrong, [size or 0 for size in sizes], found).astype(found.dtype)
+        if is_stored:
+            node.input[follower.where] = self._enter(right, source)
             self._replaced.add(source)
         else:
-            node.input[follower.where] = self._patched(follower, source, wanted, told)
+            node.input[follower.where] = self._patched(follower.node, source, right, wrong)
 
     def _correct_attribute(self, node: onnx.NodeProto, name: str, sizes: list[int]) -> None:
         found = next((one for one in node.attribute if one.name == name), None)
@@ -193,22 +209,40 @@ class _Cut:
         del node.attribute[:]
         node.attribute.extend(kept)
 
-    def _patched(self, follower: Follower, source: str, wanted: Array, told: Array) -> str:
-        """A computed shape with some of its numbers replaced, which are the same for every batch."""
-        node = self._made.graph.node[follower.node]
-        again = Shapes(self._labelling.model, batch=2).shape.get(node.output[0])
-        first = self._labelling.shapes.shape.get(node.output[0])
-        if again is None or first is None or len(first) != len(told) or (np.array(first) != again)[told].any():
-            called = f" ({node.name})" if node.name else ""
-            raise UnsupportedError(f"{node.op_type}{called}: computes a shape from channels in a way that can't be cut")
-        names = [self._enter(told, f"{source}_cut"), self._enter(wanted, f"{source}_size")]
+    def _patched(self, index: int, source: str, right: Array, wrong: Array) -> str:
+        """A computed shape with its wrong numbers replaced, which are the same for every batch."""
+        if self._differs(source, wrong):
+            raise _refused(self._made.graph.node[index])
         result = self._new_name(source)
-        patch = onnx.helper.make_node("Where", [names[0], names[1], source], [result])
-        self._before.setdefault(follower.node, []).append(patch)
+        names = [self._enter(wrong, f"{source}_cut"), self._enter(right, f"{source}_size")]
+        patch = onnx.helper.make_node("Where", [*names, source], [result])
+        self._before.setdefault(index, []).append(patch)
         return result
 
+    def _differs(self, name: str, where: Array) -> bool:
+        """Whether these numbers of a computed value are others for another batch."""
+        if self._other is None:
+            self._other = Shapes(self._labelling.model, batch=2)
+        first, second = (one.numbers.get(name) for one in (self._labelling.shapes, self._other))
+        return first is None or second is None or bool((first[where] != second[where]).any())
+
+    def _hold(self, index: int) -> None:
+        """Let a float that is computed from a count of channels be what it was: it scales the units that are left."""
+        node = self._made.graph.node[index]
+        before, after = self._labelling.shapes.numbers.get(node.input[0]), self._numbers(node.input[0])
+        if before is None or after is None or np.array_equal(before, after):
+            return
+        if self._differs(node.input[0], before != after):
+            raise _refused(node)
+        node.input[0] = self._enter(before, node.input[0])
+
     def _numbers(self, name: str) -> Array | None:
-        """What a value of few whole numbers is in the graph as cut so far; None where that is not known."""
+        """What a value of few numbers is in the graph as cut so far; None where that is not known."""
+        if name not in self._known:
+            self._known[name] = self._computed(name)
+        return self._known[name]
+
+    def _computed(self, name: str) -> Array | None:
         if name in self._held:
             tensor = self._held[name]
             return numpy_helper.to_array(tensor) if math.prod(tensor.dims) <= 64 else None
@@ -249,9 +283,14 @@ class _Cut:
             graph.initializer.remove(self._held[name])
 
 
+def _refused(node: onnx.NodeProto) -> UnsupportedError:
+    called = f" ({node.name})" if node.name else ""
+    return UnsupportedError(f"{node.op_type}{called}: computes a shape from channels in a way that can't be cut")
+
+
 def _store(array: Array, tensor: TensorProto) -> None:
     """Put an array in the place of a tensor, whose name and description stay."""
-    made = numpy_helper.from_array(np.ascontiguousarray(array), tensor.name)
+    made = numpy_helper.from_array(np.array(array, order="C"), tensor.name)
     for kind in ("dims", "raw_data", "float_data", "int32_data", "string_data", "int64_data"):
         tensor.ClearField(kind)
     for kind in ("double_data", "uint64_data", "external_data", "data_location"):

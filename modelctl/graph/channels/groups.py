@@ -5,14 +5,14 @@ it runs through: the row of the weight that makes it, its numbers in normalizati
 takes it up. Groups are the leaves of `dims` that weights make and nothing freezes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
 
-from modelctl.graph.channels.dims import Dim, Reason, leaves_of, units
+from modelctl.graph.channels.dims import Dim, Reason, factors_of, leaves_of, units
 from modelctl.graph.channels.labelling import Labelling, Use, label
 
 Array = np.ndarray[Any, Any]
@@ -104,7 +104,8 @@ class _Finder:
         self._out = {id(dim) for _, dim in notes.produced}
         self._in = {id(dim) for _, dim in notes.consumed}
         self._running = {id(dim) for dim in notes.running}
-        self._kinds = {leaf: kind for kind, dim in notes.kinds[::-1] for leaf in leaves_of(dim)}
+        self._kinds = dict.fromkeys((leaf for _, dim in notes.produced for leaf in _slow(dim)), "groups")
+        self._kinds |= {leaf: kind for kind, dim in notes.kinds[::-1] for leaf in leaves_of(dim)}
         self._names = _Names(labelling)
 
     def found(self) -> Channels:
@@ -175,6 +176,17 @@ def _by_leaf(notes: Sequence[tuple[int, Dim]]) -> dict[Dim, list[int]]:
     return {leaf: sorted(nodes) for leaf, nodes in sorted(found.items(), key=lambda one: min(one[1]))}
 
 
+def _slow(dim: Dim) -> Iterator[Dim]:
+    """The leaves of a product that stand for several channels each, which can be removed one by one too."""
+    dim = dim.root()
+    for part in dim.parts if dim.how == "+" else ():
+        yield from _slow(part)
+    factors = factors_of(dim)
+    for place, factor in enumerate(factors):
+        if any(leaf.reason is None and leaf.size > 1 for fast in factors[place + 1 :] for leaf in leaves_of(fast)):
+            yield from leaves_of(factor)
+
+
 class _Names:
     """Readable names: of layers after their weights where these are named as torch names them."""
 
@@ -200,7 +212,7 @@ class _Names:
                 stem, dot, last = initializer.rpartition(".")
                 if dot and last.split("_")[0] in ("weight", "bias"):
                     return stem
-        return self.node(index)
+        return _spoken(self.node(index))
 
     def group(self, index: int, kind: str) -> str:
         """A name that no other group has."""
@@ -211,6 +223,18 @@ class _Names:
             name = f"{wanted}:{count}"
         self._given.add(name)
         return name
+
+
+def _spoken(name: str) -> str:
+    """`layers.0.conv1` for `/layers/layers.0/conv1/Conv`, as torch's older exporter calls it; others as they are."""
+    if not name.startswith("/"):
+        return name
+    parts: list[str] = []
+    for part in name.strip("/").split("/")[:-1]:
+        if parts and part.startswith(f"{parts[-1]}."):
+            parts.pop()
+        parts.append(part)
+    return ".".join(parts) or name
 
 
 def _is_single(use: Use) -> bool:

@@ -13,6 +13,7 @@ from modelctl.graph.channels import rules  # noqa: F401 - enters them all
 from modelctl.graph.channels.dims import Dim, Reason, freeze
 from modelctl.graph.channels.shapes import MAIN, Shapes
 from modelctl.graph.channels.site import Axes, Notes, Outputs, Site, Unknown, opset_of, rule_of
+from modelctl.graph.channels.states import without_zero_states
 from modelctl.graph.straight import straight
 
 
@@ -45,7 +46,7 @@ def label(model: onnx.ModelProto, name: str = "model", sizes: Mapping[str, int] 
 
     UnsupportedError for control flow.
     """
-    straightened = straight(model, name)
+    straightened = without_zero_states(straight(model, name))
     return _Walk(straightened, Shapes(straightened, sizes)).solved()
 
 

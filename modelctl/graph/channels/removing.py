@@ -11,6 +11,7 @@ import onnx
 from modelctl.errors import UnsupportedError
 from modelctl.graph.channels.groups import Channels, Group
 from modelctl.graph.channels.shapes import Shapes
+from modelctl.graph.channels.states import drop_unread
 from modelctl.graph.straight import straight
 
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Attention", "Einsum"})
@@ -69,17 +70,7 @@ def remove(model: onnx.ModelProto, *removed: Block) -> onnx.ModelProto:
     for after in out & set(instead):  # the name of an output stays
         node = makers[after]
         node.CopyFrom(onnx.helper.make_node("Identity", [instead[after]], [after], node.name))
-    read = {name for node in model.graph.node for name in node.input}
-    alive = _alive(graph.node, out)
-    nodes = [node for node, lives in zip(graph.node, alive, strict=True) if lives]
-    still = {name for node in nodes for name in node.input} | out
-    kept = [tensor for tensor in graph.initializer if tensor.name in still or tensor.name not in read]
-    gone = {tensor.name for tensor in graph.initializer} - {tensor.name for tensor in kept}
-    inputs = [value for value in graph.input if value.name not in gone]
-    del graph.node[:], graph.initializer[:], graph.input[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(kept)
-    graph.input.extend(inputs)
+    drop_unread(graph)
     return made
 
 

@@ -64,6 +64,7 @@ class Notes:
     kinds: list[tuple[str, Dim]] = field(default_factory=list)
     statistics: list[tuple[int, Dim]] = field(default_factory=list)
     running: set[Dim] = field(default_factory=set)  # axes of running statistics, which are no weights
+    scales: list[int] = field(default_factory=list)  # nodes that make a float of a number that is known
     followers: list[Follower] = field(default_factory=list)
 
 

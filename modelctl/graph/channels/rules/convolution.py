@@ -29,8 +29,6 @@ def convolution(site: Site) -> Outputs:
         into, out = (first, other) if turned else (other, first)
         unify(axes[1], into)
         site.follow("group", [groups])
-        if inner.size > 1 and second.size > 1:
-            site.kind("groups", groups)
     if site.is_weight(1):
         site.produce(second if turned and count > 1 else out)
         site.consume(second if not turned and count > 1 else into)

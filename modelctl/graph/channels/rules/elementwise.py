@@ -20,6 +20,9 @@ _BINARY = (
 def unary(site: Site) -> Outputs:
     if site.has(1) and site.node.op_type == "FastGelu":  # with a bias
         return [broadcast([site.dims(0), site.dims(1)])]
+    made = site.shapes.numbers.get(site.node.output[0])
+    if site.node.op_type == "Cast" and made is not None and made.dtype.kind == "f" and not site.is_weight(0):
+        site.notes.scales.append(site.index)
     return [site.dims(0)] * len(site.node.output)
 
 

@@ -101,6 +101,7 @@ def slice_(site: Site) -> Outputs:
         at %= len(axes)
         first, last, _ = slice(start, end, step).indices(axes[at].size)
         if step == 1 and (first, last) == (0, axes[at].size):
+            finish[place] = axes[at] if 0 <= end < _END else None
             continue
         sizes = [first, max(last - first, 0), axes[at].size - max(first, last)]
         # Counted from the end it would name another place once the axis is shorter.
