@@ -19,6 +19,7 @@ from modelctl.errors import CheckFailed, UnsupportedError
 from modelctl.graph.augmentation import Augment, Batch
 from modelctl.graph.checkpoints import UNREADABLE, Checkpoint
 from modelctl.graph.losses import Objective
+from modelctl.graph.masters import FEW_BITS, Masters
 from modelctl.graph.schedules import MOMENTUM, optimizer_of, schedule_of
 from modelctl.graph.tensors import tensor_of
 from modelctl.options import Optimizer, Schedule
@@ -115,7 +116,7 @@ def fit(
                 batch, targets = augment(batch, targets)
             with torch.autocast(recipe.device.type, torch.bfloat16, enabled=recipe.bfloat16):
                 answers = answer(_placed(batch, recipe.device))
-            run.step(loss(answers.float() if recipe.bfloat16 else answers, targets))
+            run.step(loss(_wide(answers), targets))
             after_step()
             what = f"learning, epoch {run.epoch + 1} of {recipe.epochs}"
             progress.advance(what, run.done, run.batches, "batches")
@@ -133,12 +134,13 @@ class _Run:
     """A training on its way: all that it needs to go on, in the middle of an epoch too."""
 
     def __init__(self, module: torch.nn.Module, recipe: Recipe, count: int) -> None:
-        self.learned = [one for one in module.parameters() if one.requires_grad]
-        if not self.learned:
+        learned = [one for one in module.parameters() if one.requires_grad]
+        if not learned:
             raise UnsupportedError("the module has no parameter that learns")
         self.module, self.recipe, self.count = module, recipe, count
+        self.masters = Masters(learned)
         self.optimizer = optimizer_of(
-            self.learned, recipe.optimizer, lr=recipe.lr, decay=recipe.weight_decay, momentum=recipe.momentum
+            self.masters.parameters, recipe.optimizer, lr=recipe.lr, decay=recipe.weight_decay, momentum=recipe.momentum
         )
         self.order = torch.randperm(count)  # of the rows in the running epoch
         self.batches = len(self._split(self.order))
@@ -179,9 +181,11 @@ class _Run:
             raise UnsupportedError("the module's answers don't depend on anything that learns")
         self.optimizer.zero_grad()
         found.backward()  # type: ignore[no-untyped-call]
+        self.masters.take()
         if self.recipe.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.learned, self.recipe.clip)
+            torch.nn.utils.clip_grad_norm_(self.masters.parameters, self.recipe.clip)
         self.optimizer.step()
+        self.masters.give()
         self.schedule.step()
         self.losses.append(found.item())
         if not math.isfinite(self.losses[-1]):
@@ -213,6 +217,7 @@ class _Run:
         cuda = self.recipe.device.type == "cuda"
         return {
             "module": self.module.state_dict(),
+            "masters": self.masters.copies,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "random": [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if cuda else [])],
@@ -226,6 +231,7 @@ class _Run:
     def restore(self, state: dict[str, Any]) -> None:
         """Become what `state` was taken of; one of UNREADABLE when it does not fit."""
         self.module.load_state_dict(state["module"])
+        self.masters.restore(state["masters"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.order, self.losses, self.epoch, self.best = (state[key] for key in ("order", "losses", "epoch", "best"))
@@ -252,9 +258,14 @@ def mean_loss(answer: Answer, samples: Samples, loss: Objective, recipe: Recipe)
                 rows = (int(rows[0]) + torch.arange(recipe.batch_size)) % len(samples)
             with torch.autocast(recipe.device.type, torch.bfloat16, enabled=recipe.bfloat16):
                 answers = answer(_placed([one[rows] for one in inputs], recipe.device))
-            total += len(rows) * loss(answers.float() if recipe.bfloat16 else answers, rows).item()
+            total += len(rows) * loss(_wide(answers), rows).item()
             seen += len(rows)
     return total / seen
+
+
+def _wide(answers: torch.Tensor) -> torch.Tensor:
+    """Answers in as many bits as a sum of them needs."""
+    return answers.float() if answers.dtype in FEW_BITS else answers
 
 
 def _placed(batch: Batch, device: torch.device) -> Batch:

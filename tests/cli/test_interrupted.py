@@ -43,6 +43,7 @@ FAST = {
 SLOW = {
     "export": "export net:build -o out.onnx --input x:float32[batch,1,8,8]",
     "distill": "distill m.onnx -o out.onnx --data samples.npz --student-size 800 --epochs 3 --allow-regression",
+    "train": "train m.onnx -o out.onnx --data samples.npz --epochs 3",
     "demo": "demo show",
 }
 PIPE = """

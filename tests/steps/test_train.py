@@ -63,6 +63,15 @@ def dense(path: Path, last: str = "logits", outputs: int = 3, batch: int | str =
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
 
 
+def in_half(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model of float32 as one of float16."""
+    for one in model.graph.initializer:
+        one.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(one).astype(np.float16), one.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    onnx.save(model, path)
+
+
 def weights_of(path: Path | str) -> dict[str, Array]:
     """A model's initializers by name."""
     return {one.name: numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer}
@@ -196,6 +205,15 @@ def test_pictures_learn_flipped_with_a_teacher_in_bfloat16_on_whole_batches(here
     assert made.manifest.metrics["accuracy"]["value"] > 0.6
     before, after = weights_of("net.onnx"), weights_of("t.onnx")
     assert not np.array_equal(before["mean"], after["mean"])  # batch normalization has seen the samples
+
+
+def test_weights_in_few_bits_learn(here: Path) -> None:
+    in_half(onnx.load("net.onnx"), here / "net.onnx")
+    made = taught(replace(OPTIONS, lr=1e-4, epochs=3))
+    losses = made.manifest.metrics["loss"]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[2] < losses[0] - 0.01  # steps as small as these are lost where half-precision sums are rounded
+    assert made.manifest.inputs[0].dtype == "float16"
 
 
 def test_patience_ends_a_training_that_gains_nothing(here: Path) -> None:
