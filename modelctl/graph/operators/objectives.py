@@ -5,7 +5,13 @@ from torch.nn import functional
 
 from modelctl.graph.operators.node import Call, Node, operator, plain
 
-plain("Det", torch.linalg.det)
+
+def _determinant(x: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = torch.linalg.det(x.float() if x.itemsize < 4 else x)  # not there in half precision
+    return found.to(x.dtype)
+
+
+plain("Det", _determinant)
 
 
 @operator("NegativeLogLikelihoodLoss", fixed=(2,))
