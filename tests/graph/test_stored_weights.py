@@ -38,7 +38,7 @@ def stored_product(kind: str, per_axis: bool, block: int = 0) -> onnx.ModelProto
     ]
     if zeros:
         weights.append(numpy_helper.from_array(np.full(shape, 0 if signed else 7).astype(dtype), "zero"))
-    attributes = {"axis": 0 if block else 1} | ({"block_size": block} if block else {})
+    attributes: dict[str, Any] = {"axis": 0 if block else 1} | ({"block_size": block} if block else {})
     nodes = [
         helper.make_node("DequantizeLinear", ["w", "scale", *(["zero"] if zeros else [])], ["f"], **attributes),
         helper.make_node("MatMul", ["x", "f"], ["y"]),
@@ -67,12 +67,12 @@ def test_stored_weights_learn_and_come_back_in_their_bits(kind: str, per_axis: b
     (y,) = graph(x)
     wanted = as_it_stands(model, x.numpy())
     np.testing.assert_allclose(y.detach().numpy(), wanted, rtol=1e-5, atol=1e-5)
-    y.sum().backward()  # type: ignore[no-untyped-call]
+    y.sum().backward()
     (weight,) = graph.parameters()
     assert weight.grad is not None
     assert torch.allclose(weight.grad, x.sum(0).unsqueeze(1).expand(6, 4)), "rounding lets the gradient through"
     with torch.no_grad():
-        weight += 0.35 * weight.abs().max()
+        weight.add_(0.35 * weight.abs().max())
         (moved,) = graph(x)
     made = graph.to_onnx()
     assert made.graph.initializer[0].data_type == model.graph.initializer[0].data_type
@@ -130,7 +130,7 @@ def test_a_quantized_net_answers_as_in_onnxruntime_and_learns(
         images = torch.tensor(x, requires_grad=True)
         (y,) = graph(images)
         assert torch.equal(y.detach(), torch.tensor(found)), "learning computes the same numbers"
-        y.square().sum().backward()  # type: ignore[no-untyped-call]
+        y.square().sum().backward()
         assert all(one.grad is not None and bool((one.grad != 0).any()) for one in graph.parameters())
         assert images.grad is not None
         for one, other in zip(graph.to_onnx().graph.initializer, model.graph.initializer, strict=True):
