@@ -109,7 +109,8 @@ def masks(tensors: Sequence[onnx.TensorProto], rule: Rule, axes: Mapping[str, in
 def apply(tensors: Iterable[onnx.TensorProto], held: Masks) -> dict[str, float]:
     """Zero, in place, what the masks don't keep: `{weights, kept, change_norm, relative_change}` over all of them.
 
-    The norm is Frobenius', and the relative one is its share of the tensors' own before.
+    The norm is Frobenius', and the relative one is its share of the tensors' own before. Every zero is +0.0 afterwards:
+    what was learned under a mask may be −0.0, which a packed file would have to keep as a number.
     """
     lost = total = 0.0
     for tensor in tensors:
@@ -119,7 +120,7 @@ def apply(tensors: Iterable[onnx.TensorProto], held: Masks) -> dict[str, float]:
         values, squares = numpy_helper.to_array(tensor), _numbers(tensor).astype(np.float64) ** 2
         lost += float(np.sum(squares[~mask]))
         total += float(np.sum(squares))
-        pruned = np.where(mask, values, np.zeros((), values.dtype))
+        pruned = np.where(mask & (values != 0), values, np.zeros((), values.dtype))
         tensor.CopyFrom(numpy_helper.from_array(pruned, tensor.name))
     return {
         "weights": sum(mask.size for mask in held.values()),

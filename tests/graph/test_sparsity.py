@@ -130,6 +130,12 @@ def test_masks_can_be_held() -> None:
     assert sparsity.masks([], sparsity.Rule(keep=1)) == {}
 
 
+def test_no_zero_has_a_sign() -> None:
+    (after,), _ = projected([np.array([[-0.0, 1, -1, -0.0]], np.float32)], keep=3)
+    assert after.tolist() == [[0, 1, -1, 0]]
+    assert not np.signbit(after[after == 0]).any()
+
+
 def test_the_share_grows_fast_and_then_slower() -> None:
     found = [sparsity.share_at(step, 4, 0.8) for step in range(6)]
     assert found == pytest.approx([0, 0.8 * (1 - 27 / 64), 0.8 * (1 - 1 / 8), 0.8 * (1 - 1 / 64), 0.8, 0.8])
