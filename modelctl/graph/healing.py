@@ -179,14 +179,14 @@ class Healer:
 def _holder(graph: TrainableGraph, masks: Mapping[str, Array]) -> Callable[[], None]:
     """What sets to zero again what has to stay zero."""
     held = [
-        (graph.get_parameter(key), tensor_of(masks[name]))
+        (graph.get_parameter(key), ~tensor_of(masks[name]))
         for key, name in graph.parameter_names.items()
         if name in masks
     ]
 
     def hold() -> None:
         with torch.no_grad():
-            for parameter, mask in held:
-                parameter.mul_(mask)
+            for parameter, empty in held:
+                parameter.masked_fill_(empty, 0.0)  # a product with 0 may be -0.0, which a packed file keeps
 
     return hold

@@ -93,6 +93,12 @@ def test_it_can_be_pruned_further(packed: Artifact, tmp_path: Path) -> None:
     assert is_packed(scaled)
 
 
+def test_what_learned_on_is_packed_as_small(net: Artifact, packed: Artifact, data: str, tmp_path: Path) -> None:
+    options = PruneOptions(sparsity=0.9, epochs=1, data=data, threads=1)
+    healed = prune(net, tmp_path / "healed.onnx", options)
+    assert healed.size_bytes <= packed.size_bytes
+
+
 def test_it_can_be_quantized_and_stays_packed(packed: Artifact, data: str, tmp_path: Path) -> None:
     for method in ("static", "weight-only"):
         options = QuantizeOptions.parse({"method": method, "data": data, "threads": 1, "allow_regression": True})
