@@ -7,6 +7,8 @@ from torch.nn import functional
 
 from modelctl.graph.operators.node import Call, Node, numbers_of, operator
 
+FAR = 2**61  # beyond the end of any axis
+
 
 @operator("Slice", host=(1, 2, 3, 4))
 def cut(node: Node) -> Call:
@@ -28,11 +30,16 @@ def _cutting(starts: Sequence[int], ends: Sequence[int], axes: Sequence[int], st
     axes, steps = axes or range(len(starts)), steps or [1] * len(starts)
     if min(steps, default=1) < 0:
         return lambda x, *_: _backwards(x, zip(axes, starts, ends, steps, strict=True))
-    parts = [slice(*one) for one in zip(starts, ends, steps, strict=True)]
+    parts = [slice(*map(_near, one)) for one in zip(starts, ends, steps, strict=True)]
     if axes and max(axes) < 0:
         index = (..., *_index(-min(axes), axes, parts))
         return lambda x, *_: x[index]
     return lambda x, *_: x[_index(x.dim(), axes, parts)]
+
+
+def _near(bound: int) -> int:
+    """A bound that torch takes without a warning; INT64_MAX stands for the end."""
+    return max(-FAR, min(bound, FAR))
 
 
 def _index(rank: int, axes: Sequence[int], parts: Sequence[slice]) -> tuple[slice, ...]:
