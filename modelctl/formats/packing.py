@@ -32,6 +32,7 @@ from modelctl.data.samples import Array
 from modelctl.errors import ArtifactError
 
 WIDEST_GAP = 255
+MOST_AXES = 32
 OLDEST_OPSET = 11
 OLDEST_OPSET_OF_BFLOAT16 = 13
 OLDEST_IR = 4  # before, every initializer had to be an input too
@@ -138,7 +139,9 @@ def _packed(
     tensor: TensorProto, prefix: str, number: int
 ) -> tuple[TensorProto, TensorProto, list[TensorProto], list[onnx.NodeProto]] | None:
     """The values, the gaps, the constants and the nodes that stand for a tensor; None where that can't be smaller."""
-    if tensor.data_type not in _FLOATS + _BYTES or tensor.data_location == TensorProto.EXTERNAL or 0 in tensor.dims:
+    if tensor.data_type not in _FLOATS + _BYTES or tensor.data_location == TensorProto.EXTERNAL:
+        return None
+    if 0 in tensor.dims or len(tensor.dims) > MOST_AXES:
         return None
     flat = numpy_helper.to_array(tensor).reshape(-1)
     bits = flat.view(_BITS[flat.itemsize])
@@ -241,7 +244,7 @@ def _recognised(
     steps, axis = above(positions, "CumSum")[:2]
     values, gaps, size = above(wide, "Cast")[0] or wide, above(steps, "Cast")[0], above(zeros, "ConstantOfShape")[0]
     names = _Names(reshape.output[0], values, gaps, axis, size, shape, steps, positions, zeros, wide, scattered, flat)
-    if not {values, gaps, axis, size, shape} <= constant:
+    if not names.weight or not {values, gaps, axis, size, shape} <= constant:
         return None
     if not all(isinstance(one, str) for one in astuple(names)):  # protobuf gives what is no UTF-8 as bytes
         return None
@@ -269,7 +272,7 @@ def _dense(names: _Names, held: Mapping[str, TensorProto], fill: TensorProto) ->
     """The weight that a recognised pattern stands for; ValueError says what is wrong with it."""
     values = _array(held[names.values], _FLOATS + _BYTES, 1)
     gaps = _array(held[names.gaps], (TensorProto.UINT8,), 1)
-    (size,) = _array(held[names.size], (TensorProto.INT64,), 1).tolist() or [0]
+    sizes = _array(held[names.size], (TensorProto.INT64,), 1).tolist()
     shape = _array(held[names.shape], (TensorProto.INT64,), 1).tolist()
     is_wide = names.wide != names.values
     rest = _array(fill, (TensorProto.FLOAT,) if is_wide else (held[names.values].data_type,), 1)
@@ -277,8 +280,9 @@ def _dense(names: _Names, held: Mapping[str, TensorProto], fill: TensorProto) ->
         raise ValueError("its values and its zeros are of different types")
     if _array(held[names.axis], (TensorProto.INT64,), 0) != 0:
         raise ValueError("its positions are summed up along another axis")
-    if min(shape, default=1) < 1 or math.prod(shape) != size:
-        raise ValueError(f"{size} numbers are no tensor of shape {shape}")
+    size = math.prod(shape[:MOST_AXES])
+    if sizes != [size] or min(shape, default=1) < 1 or len(shape) > MOST_AXES:
+        raise ValueError("its size is not that of its shape")
     if len(values) != len(gaps) or not gaps.size or not gaps[1:].all():
         raise ValueError(f"{len(gaps)} positions, each once, were to be there for {len(values)} values")
     positions = np.cumsum(gaps, dtype=np.int64)

@@ -248,9 +248,11 @@ class _Scaling:
         """Let a batch normalization take the factor up; False where it can't."""
         scale = self._scales.get(node.input[0])
         training = any(one.name == "training_mode" and one.i for one in node.attribute)
-        if scale is None or training or len(node.output) != 1 or not all(map(self._is_plain, node.input[1:])):
+        if scale is None or training or len(node.output) != 1 or len(node.input) != 5:
             return False
         gamma, _, mean, _ = node.input[1:]
+        if not (self._is_plain(gamma) and self._is_plain(mean)):
+            return False
         if not (self._fits(gamma, 1 / scale.factor) and self._fits(mean, scale.factor)):
             return False
         node.input[1] = self._at(gamma, 1 / scale.factor, scale.dtype)

@@ -223,6 +223,8 @@ def malformed() -> dict[str, onnx.ModelProto]:
         "no size": changed(".2000", np.zeros(0, np.int64)),
         "immense": changed(".40x50", np.array([2**40, 2**40])),
         "negative": changed(".40x50", np.array([-40, -50])),
+        "of too many axes": changed(".40x50", np.array([40, 50] + [1] * 40)),
+        "of endless axes": changed(".40x50", np.full(10**5, 2**60)),
         "another axis": changed(".axis", np.array(-1)),
         "axis with an axis": changed(".axis", np.array([0])),
     }
