@@ -94,9 +94,9 @@ class Search:
 
         CheckFailed when taking out all that can go is not enough: it says how far that is.
         """
-        now = self._narrowed({}, whole)
+        now = self._narrowed({}, whole, goal)
         if goal.alike:
-            return self._reach_alike(goal, whole)
+            return self._reach_alike(goal, whole, now)
         while now.left[goal.what] > goal.share:
             self._progress.advance(
                 f"narrowing to {goal.what}={goal.share:g}", round(100 * now.left[goal.what]), None, "%"
@@ -113,9 +113,8 @@ class Search:
             now = best
         return now
 
-    def _reach_alike(self, goal: Goal, whole: Mapping[str, float]) -> Narrowed:
+    def _reach_alike(self, goal: Goal, whole: Mapping[str, float], now: Narrowed) -> Narrowed:
         """As `reach`, with the same share of every group, the largest that meets the goal."""
-        now = self._narrowed({}, whole)
         for percent in range(99, 0, -1):
             keep = {
                 one.name: self._best(one, aligned(one.size * percent / 100, one.size, _block(one, goal.block)))
@@ -147,15 +146,17 @@ class Search:
         order = np.argsort(-self._ranks[group.name], kind="stable")
         return np.sort(order[:count])
 
-    def _narrowed(self, keep: Keep, whole: Mapping[str, float], goal: Goal | None = None) -> Narrowed:
+    def _narrowed(self, keep: Keep, whole: Mapping[str, float], goal: Goal) -> Narrowed:
+        """What a cut leaves; without a search run times and harm are taken only where the goal asks for them."""
         model = cut(self._channels, keep)
         left = {
             MACS: costs.macs(model) / self._whole_macs,
             PARAMETERS: costs.parameters(model) / self._whole_parameters,
-            LATENCY: self._time(model) if keep else 1.0,
         }
-        harm = self._harm(model) if goal is None or not goal.alike else 0.0
-        return Narrowed(model, keep, {name: share * whole[name] for name, share in left.items()}, harm)
+        if not goal.alike or goal.what == LATENCY:
+            left[LATENCY] = self._time(model) if keep else 1.0
+        harm = 0.0 if goal.alike else self._harm(model)
+        return Narrowed(model, keep, {name: share * whole.get(name, 1.0) for name, share in left.items()}, harm)
 
     def _saved(self, now: Narrowed, found: Narrowed, goal: Goal) -> float:
         """What a step saves: by the goal's measure, and in run time."""

@@ -24,6 +24,7 @@ from modelctl.graph import alignment, latency, measure, narrowing, scaling, spar
 from modelctl.graph.channels import costs, importance
 from modelctl.graph.channels.groups import Channels
 from modelctl.graph.session import Session
+from modelctl.graph.straight import straight
 from modelctl.making import Origin, create
 from modelctl.options import Importance, PruneMethod, PruneOptions, PruneSchedule, Scope
 from modelctl.progress import Progress, silent
@@ -150,6 +151,8 @@ class _Pruning:
             tensors = weights.prunable(graph)
             masks = sparsity.masks(tensors, self._rule(turn), sparsity.summed_axes(graph))
             told = sparsity.apply(tensors, masks)
+            for emptied in (name for name, mask in masks.items() if not mask.any()):
+                self.progress.note(f"{emptied}: none of its weights is left; --scope layer ranks each layer by itself")
             if self.epochs:
                 graph, loss = self.healer.heal(graph, self.epochs, masks)
                 self.losses.append(loss)
@@ -171,8 +174,9 @@ class _Pruning:
         what, share = self.options.wanted_share()
         block = self.options.block() or alignment.measured_block(self.options.timed_threads())
         self.choices |= {"align": block, "importance": str(self._importance)}
+        graph = straight(graph, self.name)
         before = costs.macs(graph), costs.parameters(graph)
-        left: Mapping[str, float] = dict.fromkeys((narrowing.LATENCY, narrowing.MACS, narrowing.PARAMETERS), 1.0)
+        left: Mapping[str, float] = {}
         rounds = []
         for turn in range(1, self.rounds + 1):
             goal = narrowing.Goal(
