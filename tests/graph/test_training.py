@@ -216,6 +216,32 @@ def test_bfloat16_learns_and_leaves_weights_as_they_are() -> None:
     assert (module(torch.from_numpy(samples.inputs["x"])).argmax(1).numpy() == samples.labels).mean() > 0.95
 
 
+def test_copies_in_float32_go_on_from_a_checkpoint(tmp_path: Path) -> None:
+    samples = blobs()
+    assert samples.labels is not None
+    loss = losses.label_loss(samples.labels)
+
+    def learned(folder: Path, steps: int) -> torch.Tensor:
+        with training.reproducible(0, 1):
+            module = nn.Linear(2, 3, dtype=torch.bfloat16)
+            training.fit(
+                module,
+                lambda inputs: module(inputs[0].bfloat16()),
+                samples,
+                loss,
+                replace(RECIPE, lr=1e-4),
+                after_step=Stopper(steps),
+                checkpoint=Checkpoint(folder, "half", every_s=0),
+            )
+        return module.weight
+
+    whole = learned(tmp_path / "whole", -1)
+    with pytest.raises(Stopped):
+        learned(tmp_path / "stopped", 20)
+    assert torch.equal(learned(tmp_path / "stopped", -1), whole)
+    assert whole.dtype == torch.bfloat16
+
+
 def test_whole_batches_leave_out_what_fills_none() -> None:
     sizes = set()
 
