@@ -5,6 +5,7 @@ it runs through: the row of the weight that makes it, its numbers in normalizati
 takes it up. Groups are the leaves of `dims` that weights make and nothing freezes.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import onnx
 
 from modelctl.graph.channels.dims import Dim, Reason, factors_of, leaves_of, units
-from modelctl.graph.channels.labelling import Labelling, Use, label
+from modelctl.graph.channels.labelling import Labelling, label
 
 Array = np.ndarray[Any, Any]
 
@@ -193,8 +194,9 @@ class _Names:
     def __init__(self, labelling: Labelling) -> None:
         self._nodes = labelling.model.graph.node
         self._own: dict[int, list[str]] = {}
+        counts = Counter(use.initializer for use in labelling.uses for _ in use.readers)
         for use in labelling.uses:
-            for node, _ in use.readers if _is_single(use) else ():
+            for node, _ in use.readers if counts[use.initializer] == 1 else ():
                 self._own.setdefault(node, []).append(use.initializer)
         self._readers = {name: at for at, node in reversed(list(enumerate(self._nodes))) for name in node.input}
         self._given: set[str] = set()
@@ -212,7 +214,7 @@ class _Names:
                 stem, dot, last = initializer.rpartition(".")
                 if dot and last.split("_")[0] in ("weight", "bias"):
                     return stem
-        return _spoken(self.node(index))
+        return spoken(self.node(index))
 
     def group(self, index: int, kind: str) -> str:
         """A name that no other group has."""
@@ -225,8 +227,11 @@ class _Names:
         return name
 
 
-def _spoken(name: str) -> str:
-    """`layers.0.conv1` for `/layers/layers.0/conv1/Conv`, as torch's older exporter calls it; others as they are."""
+def spoken(name: str) -> str:
+    """A node's name without its operator: `layers.0.conv1` for `/layers/layers.0/conv1/Conv` of torch's older exporter.
+
+    Names of another kind are left as they are.
+    """
     if not name.startswith("/"):
         return name
     parts: list[str] = []
@@ -235,7 +240,3 @@ def _spoken(name: str) -> str:
             parts.pop()
         parts.append(part)
     return ".".join(parts) or name
-
-
-def _is_single(use: Use) -> bool:
-    return len(use.readers) == 1

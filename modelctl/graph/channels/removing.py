@@ -9,7 +9,7 @@ from types import MappingProxyType
 import onnx
 
 from modelctl.errors import UnsupportedError
-from modelctl.graph.channels.groups import Channels, Group
+from modelctl.graph.channels.groups import Channels, Group, spoken
 from modelctl.graph.channels.shapes import Shapes
 from modelctl.graph.channels.states import drop_unread
 from modelctl.graph.straight import straight
@@ -49,7 +49,8 @@ def blocks(model: onnx.ModelProto, name: str = "model") -> list[Block]:
     for first, second in pairwise(found):
         if first.kind == "attention" and second.kind != "attention" and second.before == first.after:
             nodes = tuple(dict.fromkeys(first.nodes + second.nodes))
-            layers.append(Block(_shared_stem([first.name, second.name]), "layer", first.before, second.after, nodes))
+            name = _shared_stem([first.name, second.name]) or f"{first.name}+{second.name}"
+            layers.append(Block(name, "layer", first.before, second.after, nodes))
     return _named(found + layers)
 
 
@@ -126,21 +127,29 @@ class _Residuals:
             return None
         operators = {one.op_type for one in made}
         kind = "attention" if operators & _ATTENDING else "convolution" if "Conv" in operators else "mlp"
-        stem = self._stem(gone) or (self._nodes[at].name or total)
+        if not self._is_between(skip, gone):
+            return None
+        stem = self._stem(gone) or spoken(self._nodes[at].name or total)
         return Block(stem, kind, skip, after, tuple(one.name or one.output[0] for one in made))
 
     def _leads(self, source: str, target: str) -> bool:
-        """Whether a value is made from another one."""
+        """Whether a value is made from another one, its shape aside."""
         seen, waiting = {target}, [target]
         while waiting:
             name = waiting.pop()
             if name == source:
                 return True
-            if name in self._makers:
+            if name in self._makers and self._nodes[self._makers[name]].op_type not in ("Shape", "Size"):
                 new = set(self._nodes[self._makers[name]].input) - seen
                 seen |= new
                 waiting += new
         return False
+
+    def _is_between(self, skip: str, gone: list[int]) -> bool:
+        """Whether what goes reads the skip, and nothing else that is made from it."""
+        inside = {name for at in gone for name in self._nodes[at].output}
+        read = {name for at in gone for name in self._nodes[at].input if name in self._makers} - inside
+        return not any(self._leads(skip, name) for name in read - {skip})
 
     def _end(self, skip: str, total: str) -> str:
         """The value that is the skip once the branch is gone."""
@@ -174,7 +183,11 @@ class _Residuals:
     def _stem(self, gone: Iterable[int]) -> str:
         """What the names of the weights that go have in common."""
         inside = Counter(name for at in gone for name in self._nodes[at].input)
-        own = [name for name, count in inside.items() if name in self._held and count == len(self._readers[name])]
+        own = [
+            name
+            for name, count in inside.items()
+            if name in self._held and count == len(self._readers[name]) and name[0] != "/"
+        ]
         return _shared_stem([name.rpartition(".")[0] for name in own if "." in name])
 
 

@@ -19,6 +19,7 @@ Shape = tuple[int, ...]
 LARGEST_KNOWN = 4096  # elements of a tensor whose numbers are followed
 FREE = 64  # the size of a free dimension that is not the first one
 MAIN = frozenset({"", "ai.onnx"})
+MICROSOFT = "com.microsoft"
 
 _FOLLOWED = frozenset(
     {"Abs", "Add", "Cast", "Ceil", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Floor", "Gather", "Greater"}
@@ -26,19 +27,22 @@ _FOLLOWED = frozenset(
     | {"ReduceProd", "ReduceSum", "Reshape", "ScatterND", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Transpose"}
     | {"Unsqueeze", "Where"}
 )
-# Operators outside the standard whose first output has the shape of the input at this place.
-_LIKE = {
-    **dict.fromkeys(("Gelu", "FastGelu", "QuickGelu", "BiasGelu", "FusedGemm", "MultiHeadAttention"), 0),
-    **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "Attention", "RotaryEmbedding"), 0),
-    **dict.fromkeys(("SimplifiedLayerNormalization", "GroupNorm", "SkipGroupNorm", "BiasAdd", "BiasSplitGelu"), 0),
-}
+# Operators whose first output is like their first input, which ONNX does not infer for a single node.
+_LIKE = frozenset(
+    {"BiasGelu", "FastGelu", "Gelu", "GroupNormalization", "LRN", "LpNormalization", "MeanVarianceNormalization"}
+    | {"MultiHeadAttention", "QuickGelu", "RMSNormalization"}
+    | {"SimplifiedLayerNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"}
+)
 
 
 class Shapes:
     """What is known of a graph's values: `shape` by name, and `numbers` of small ones; a value may be in neither."""
 
     def __init__(self, model: onnx.ModelProto, sizes: Mapping[str, int] | None = None, batch: int = 1) -> None:
-        """Infer at these sizes of free dimensions by name; others are `batch` on an input's first axis, else FREE."""
+        """Infer at these sizes of free dimensions by name.
+
+        Others are FREE, but for the one whose name begins with "batch", or else an input's first, which is `batch`.
+        """
         self.shape: dict[str, Shape] = {}
         self.numbers: dict[str, Array] = {}
         self._types: dict[str, int] = {}
@@ -52,7 +56,9 @@ class Shapes:
         for value in model.graph.input:
             if value.name not in held and value.type.HasField("tensor_type"):
                 dims = value.type.tensor_type.shape.dim
-                shape = tuple(_size(dim, axis, sizes or {}, batch) for axis, dim in enumerate(dims))
+                told = sizes or {}
+                at = next((at for at, dim in enumerate(dims) if dim.dim_param.startswith("batch")), 0)
+                shape = tuple(_size(dim, batch if axis == at else FREE, told) for axis, dim in enumerate(dims))
                 self._enter(value.name, value.type.tensor_type.elem_type, shape)
         for node in model.graph.node:
             self._infer(node)
@@ -66,11 +72,15 @@ class Shapes:
             return
         if node.domain in MAIN:
             self._infer_standard(node, given)
-        elif node.op_type in _LIKE:
-            self._enter(node.output[0], self._types[given[0]], self.shape[given[0]])
+        shapes = [self.shape[name] for name in given]
+        if node.output[0] in self.shape or not given:
+            return
+        if node.op_type in _LIKE:
+            self._enter(node.output[0], self._types[given[0]], shapes[0])
         elif node.op_type == "FusedMatMul":
-            shape = _multiplied(node, *(self.shape[name] for name in given[:2]))
-            self._enter(node.output[0], self._types[given[0]], shape)
+            self._enter(node.output[0], self._types[given[0]], _multiplied(node, *shapes[:2]))
+        elif node.op_type == "Attention" and node.domain == MICROSOFT and len(shapes) > 1:
+            self._enter(node.output[0], self._types[given[0]], (*shapes[0][:-1], shapes[1][-1] // 3))
 
     def _infer_standard(self, node: onnx.NodeProto, given: list[str]) -> None:
         version = next((one.version for one in self._opsets if one.domain in MAIN), 1)
@@ -84,7 +94,7 @@ class Shapes:
                 opset_imports=self._opsets,
                 ir_version=self._ir_version,
             )
-        except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError):
             return
         numbers = self.computed(node, self.shape, self.numbers)
         for place, name in enumerate(node.output):
@@ -129,10 +139,10 @@ class Shapes:
 _NUMBERS = frozenset({TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.FLOAT, TensorProto.DOUBLE})
 
 
-def _size(dim: onnx.TensorShapeProto.Dimension, axis: int, sizes: Mapping[str, int], batch: int) -> int:
+def _size(dim: onnx.TensorShapeProto.Dimension, free: int, sizes: Mapping[str, int]) -> int:
     if dim.HasField("dim_value") and dim.dim_value > 0:
         return dim.dim_value
-    return sizes.get(dim.dim_param, batch if axis == 0 else FREE)
+    return sizes.get(dim.dim_param, free)
 
 
 def _multiplied(node: onnx.NodeProto, left: Shape, right: Shape) -> Shape:

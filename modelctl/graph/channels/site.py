@@ -28,7 +28,6 @@ Outputs = Sequence[Axes | None]
 Rule = Callable[["Site"], Outputs]
 
 RULES: dict[tuple[str, str], Rule] = {}
-MICROSOFT = "com.microsoft"
 
 
 def rule(*names: str, domain: str = "") -> Callable[[Rule], Rule]:

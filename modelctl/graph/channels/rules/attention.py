@@ -1,7 +1,8 @@
 """Attention as one operator: heads, and the width of each."""
 
 from modelctl.graph.channels.dims import Dim, concatenation, product, unify
-from modelctl.graph.channels.site import MICROSOFT, Axes, Outputs, Site, Unknown, rule
+from modelctl.graph.channels.shapes import MICROSOFT
+from modelctl.graph.channels.site import Axes, Outputs, Site, Unknown, rule
 
 
 @rule("Attention")

@@ -1,7 +1,8 @@
 """Convolutions, grouped, depthwise and transposed ones too, and pooling."""
 
 from modelctl.graph.channels.dims import Dim, product, unify
-from modelctl.graph.channels.site import MICROSOFT, Axes, Outputs, Site, Unknown, rule
+from modelctl.graph.channels.shapes import MICROSOFT
+from modelctl.graph.channels.site import Axes, Outputs, Site, Unknown, rule
 
 
 @rule("Conv", "ConvTranspose", "ConvInteger")

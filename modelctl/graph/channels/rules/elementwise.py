@@ -1,7 +1,8 @@
 """Operators that compute each number by itself, and those that summarize over axes."""
 
 from modelctl.graph.channels.dims import Dim, freeze, product, unify
-from modelctl.graph.channels.site import MICROSOFT, Axes, Outputs, Site, Unknown, broadcast, rule
+from modelctl.graph.channels.shapes import MICROSOFT
+from modelctl.graph.channels.site import Axes, Outputs, Site, Unknown, broadcast, rule
 
 _UNARY = (
     *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "CastLike", "Ceil", "Celu"),

@@ -1,7 +1,8 @@
 """Matrix products: what is summed over is one axis of both sides."""
 
 from modelctl.graph.channels.dims import Dim, unify
-from modelctl.graph.channels.site import MICROSOFT, Axes, Outputs, Site, Unknown, broadcast, rule
+from modelctl.graph.channels.shapes import MICROSOFT
+from modelctl.graph.channels.site import Axes, Outputs, Site, Unknown, broadcast, rule
 
 
 @rule("MatMul", "MatMulInteger")
