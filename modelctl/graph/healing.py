@@ -27,7 +27,7 @@ JUDGED_ON = 1024  # samples of the validation part
 RECALIBRATED_ON = 8  # batches
 NORMALIZED_ON = 512  # samples
 PROBED = 8
-RATES = {Optimizer.SGD: 0.1, Optimizer.ADAMW: 1e-3}
+RATES = {Optimizer.SGD: 0.1, Optimizer.ADAMW: 1e-3, Optimizer.ADAM: 1e-3}
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _ATTENDING = frozenset({"LayerNormalization", "Attention", "MultiHeadAttention", "SkipLayerNormalization"})
 
