@@ -88,7 +88,7 @@ def test_what_learns_on_keeps_its_zeros(net: Artifact, tmp_path: Path, schedule:
 
 def test_weights_of_absolute_sum_one(net: Artifact, tmp_path: Path) -> None:
     data = str(nets.save_npz(tmp_path / "samples.npz"))
-    options = asked(method=PruneMethod.L1_SCALE, data=data, max_drop=0, allow_regression=True)
+    options = asked(method=PruneMethod.L1_SCALE, data=data, max_drop=0)
     made = prune(net, tmp_path / "p.onnx", options)
     assert made.manifest.metrics["relative_error"] < 1e-5
     assert len(made.manifest.metrics["pruned"]["scaled"]) == 3

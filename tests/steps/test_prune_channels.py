@@ -129,7 +129,7 @@ def test_what_stands_in_the_way_is_named(tmp_path: Path) -> None:
 def _looping() -> onnx.ModelProto:
     """A choice that depends on the input."""
     value = helper.make_tensor_value_info("c", onnx.TensorProto.FLOAT, None)
-    branches = {
+    branches: Any = {
         name: helper.make_graph([helper.make_node(kind, ["r"], ["c"])], name, [], [value])
         for name, kind in (("then_branch", "Relu"), ("else_branch", "Neg"))
     }
