@@ -132,7 +132,7 @@ class _Pruning:
     @property
     def rounds(self) -> int:
         """How often something is taken away."""
-        return self.options.rounds if self.options.schedule is PruneSchedule.ITERATIVE else 1
+        return self.options.rounds if self.options.schedule == PruneSchedule.ITERATIVE else 1
 
     @cached_property
     def healer(self) -> "Healer":

@@ -57,6 +57,7 @@ def test_a_goal_is_meant_of_the_model_that_a_first_round_began_with(payload: Pay
 def test_nothing_is_narrower_than_a_block(payload: Payload) -> None:
     with pytest.raises(CheckFailed, match=r"params can't be brought to 0\.1") as caught:
         search(payload).reach(narrowing.Goal(what="params", share=0.1, block=32), {})
+    assert caught.value.facts is not None
     assert caught.value.facts["left"]["params"] < 1
 
 

@@ -16,7 +16,8 @@ def batch() -> torch.Tensor:
 
 def answers(model: onnx.ModelProto) -> torch.Tensor:
     with torch.no_grad():
-        return TrainableGraph(model).eval()(batch())[0]
+        (found,) = TrainableGraph(model).eval().forward(batch())
+    return found
 
 
 def test_it_does_nothing_until_something_is_learned() -> None:
