@@ -108,6 +108,11 @@ class _Finder:
         self._kinds = dict.fromkeys((leaf for _, dim in notes.produced for leaf in _slow(dim)), "groups")
         self._kinds |= {leaf: kind for kind, dim in notes.kinds[::-1] for leaf in leaves_of(dim)}
         self._names = _Names(labelling)
+        self._places: dict[Dim, list[tuple[str, int, Dim]]] = {}
+        for use in labelling.uses:
+            for axis, dim in enumerate(use.dims):
+                for leaf in dict.fromkeys(leaves_of(dim)):
+                    self._places.setdefault(leaf, []).append((use.initializer, axis, dim))
 
     def found(self) -> Channels:
         """Groups and blocked layers."""
@@ -138,14 +143,11 @@ class _Finder:
     def _members(self, leaf: Dim) -> list[Member] | None:
         """Where the units lie; None where a position belongs to two of them."""
         members = []
-        for use in self._labelling.uses:
-            for axis, dim in enumerate(use.dims):
-                if all(one is not leaf for one in leaves_of(dim)):
-                    continue
-                found = units(dim, leaf)
-                if found is None:
-                    return None
-                members.append(Member(use.initializer, axis, found, self._side(dim)))
+        for initializer, axis, dim in self._places.get(leaf, ()):
+            found = units(dim, leaf)
+            if found is None:
+                return None
+            members.append(Member(initializer, axis, found, self._side(dim)))
         return members
 
     def _side(self, dim: Dim) -> str:

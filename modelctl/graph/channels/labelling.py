@@ -61,7 +61,9 @@ class _Walk:
         self._notes = Notes()
         self._uses: list[Use] = []
         readers = Counter(name for node in model.graph.node for name in node.input)
-        self._loose = {name for name, tensor in self._held.items() if readers[name] > 1 and _is_loose(tensor)}
+        out = {value.name for value in model.graph.output}
+        shared = {name for name, count in readers.items() if count > 1 and name in self._held} - out
+        self._loose = {name for name in shared if _is_loose(self._held[name])}
         self._readers: dict[str, list[tuple[int, int]]] = {name: [] for name in self._held if name not in self._loose}
 
     def solved(self) -> Labelling:

@@ -165,6 +165,8 @@ def test_a_quantized_weight_is_cut_with_its_scales() -> None:
     np.testing.assert_allclose(answer(made, (3, 4)), answer(model_of(nodes, whole), (3, 4)), rtol=1e-5)
 
 
+DENSE = weights(a=(4, 6), b=(6, 2))
+LAST = node("MatMul", ["i", "b"], ["y"])
 ATTENTION = weights(q=(8, 12), k=(8, 12), v=(8, 12), o=(12, 3))
 PROJECTED = [node("MatMul", ["x", one], [f"{one}x"]) for one in "qkv"]
 PACKED = weights(w=(8, 36), b=(36,), o=(12, 3))
@@ -212,6 +214,62 @@ def test_heads_of_one_operator_go_with_its_attribute(kind: str) -> None:
     np.testing.assert_allclose(answer(made, (2, 5, 8)), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_operators_that_optimizers_fuse_are_understood() -> None:
+    held = weights(a=(4, 6), bias=(6,), b=(4, 6), beta=(4,), c=(2, 4)) | {"gamma": np.ones(4, np.float32)}
+    microsoft: Any = {"domain": "com.microsoft"}
+    nodes = [
+        node("FusedMatMul", ["x", "a"], ["h"], alpha=0.5, **microsoft),
+        node("BiasGelu", ["h", "bias"], ["g"], **microsoft),
+        node("FusedMatMul", ["g", "b"], ["r"], transB=1, **microsoft),
+        node("SkipLayerNormalization", ["x", "r", "gamma", "beta"], ["n"], **microsoft),
+        node("FusedMatMul", ["n", "c"], ["y"], transB=1, **microsoft),
+    ]
+    channels = find(model_of(nodes, held, ("batch", 3, 4), domains=["com.microsoft"]))
+    (group,) = channels.groups
+    assert (group.size, len(group.members)) == (6, 3)
+    made = cut(channels, {group.name: [1, 2, 5]})
+    silent = {name: array.copy() for name, array in held.items()}
+    silent["b"][:, [0, 3, 4]] = 0
+    expected = answer(model_of(nodes, silent, ("batch", 3, 4), domains=["com.microsoft"]), (2, 3, 4))
+    np.testing.assert_allclose(answer(made, (2, 3, 4)), expected, rtol=1e-4, atol=1e-5)
+    assert "come in as x" in {one.reason for one in channels.blocked}
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT4])
+def test_weights_of_any_type_are_cut(kind: int) -> None:
+    numbers = [1.0, 2, 3, 4, 5, 6, 7, -8]
+    model = model_of(
+        [
+            node("Cast", ["w"], ["f"], to=TensorProto.FLOAT),
+            node("MatMul", ["x", "f"], ["h"]),
+            node("MatMul", ["h", "out"], ["y"]),
+        ],
+        weights(out=(4, 1)),
+        ("batch", 2),
+        opset=21,
+    )
+    model.graph.initializer.append(helper.make_tensor("w", kind, [2, 4], numbers))
+    made = cut(model, {find(model).groups[0].name: [1, 3]})
+    (cut_weight,) = (one for one in made.graph.initializer if one.name == "w")
+    assert cut_weight.data_type == kind
+    assert numpy_helper.to_array(cut_weight).astype(np.float32).tolist() == [[2, 4], [6, -8]]
+    assert answer(made, (3, 2)).shape == (3, 1)
+
+
+def test_an_initializer_that_is_an_input_too_stays_one() -> None:
+    """As every initializer was in files of the first versions of ONNX."""
+    model = model_of(
+        [node("Gemm", ["x", "a", "v"], ["h"]), node("Mul", ["h", "v"], ["i"]), LAST], DENSE | weights(v=(6,)), (1, 4), 9
+    )
+    model.ir_version = 3
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2]))
+    for name, shape in (("a", [4, 6]), ("b", [6, 2]), ("v", [6])):
+        model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    made = cut(model, {find(model).groups[0].name: [0, 4]})
+    onnx.checker.check_model(made, full_check=True)
+    assert answer(made, (1, 4)).shape == (1, 2)
+
+
 def test_an_einsum_says_by_its_letters_what_belongs_together() -> None:
     nodes = [node("Einsum", ["x", "w"], ["h"], equation="bi,ij->bj"), node("MatMul", ["h", "o"], ["y"])]
     channels = find(model_of(nodes, weights(w=(4, 6), o=(6, 2))))
@@ -239,8 +297,6 @@ def test_numbers_beside_a_padded_shortcut_can_be_cut_the_zeros_not() -> None:
     assert answer(cut(channels, {"h": [1, 2]}), (2, 4, 3, 3)).shape == (2, 2, 3, 3)
 
 
-DENSE = weights(a=(4, 6), b=(6, 2))
-LAST = node("MatMul", ["i", "b"], ["y"])
 BLOCKS: dict[str, tuple[list[onnx.NodeProto], dict[str, Array], str]] = {
     "unknown": ([node("Det", ["h"], ["i"])], {}, "go through the unknown operator Det (n)"),
     "softmax": ([node("Softmax", ["h"], ["i"])], {}, "are weighed against each other by Softmax (n)"),
