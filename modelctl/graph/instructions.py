@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 import torch
 
-from modelctl.errors import UnsupportedError
+from modelctl.errors import DataError, UnsupportedError
 from modelctl.graph.operators import OPERATORS
 from modelctl.graph.operators.node import DTYPES, Mode, Node, Operator, to_torch
 from modelctl.graph.operators.quantization import Stored, stored_weight
@@ -38,6 +38,16 @@ class Instruction:
     free: tuple[int, ...]
     lifted: tuple[int, ...]
     node: onnx.NodeProto
+
+
+UNFIT = (RuntimeError, IndexError, ValueError, ArithmeticError)  # what torch raises for sizes that don't fit
+
+
+def unfit(name: str, node: onnx.NodeProto, error: Exception) -> DataError:
+    """The error for values that an operator of the graph `name` can't be computed with."""
+    told = " ".join(str(error).split())[:300]
+    called = f" ({node.name})" if node.name else ""
+    return DataError(f"{name}: {node.op_type}{called} failed on this input: {told}")
 
 
 class Build:
@@ -91,6 +101,12 @@ class Build:
         learned = {value: one for value, one in found.items() if one is not None}
         return {value: one for value, one in learned.items() if _is_small(one.values(self._known[value]))}
 
+    def _made(self, node: onnx.NodeProto, known: Operator) -> Callable[..., Any]:
+        try:
+            return known.make(self._read(node))
+        except UNFIT as error:
+            raise unfit(self._name, node, error) from error
+
     def _fold(
         self, nodes: Iterable[onnx.NodeProto], operators: Iterable[Operator]
     ) -> list[tuple[onnx.NodeProto, Operator, Callable[..., Any]]]:
@@ -98,12 +114,15 @@ class Build:
         left = []
         for node, known in zip(nodes, operators, strict=True):
             stored = self.stored.get(node.input[0]) if node.input else None
-            call: Callable[..., Any] = stored.call if stored is not None else known.make(self._read(node))
+            call: Callable[..., Any] = stored.call if stored is not None else self._made(node, known)
             if not node.input or any(one and one not in self._known for one in node.input):
                 left.append((node, known, call))
                 continue
-            with torch.no_grad():
-                found = call(*(self._known.get(one) for one in node.input))
+            try:
+                with torch.no_grad():
+                    found = call(*(self._known.get(one) for one in node.input))
+            except UNFIT as error:
+                raise unfit(self._name, node, error) from error
             if isinstance(found, list):  # a sequence is made anew in every run: only tensors are kept beforehand
                 left.append((node, known, call))
                 continue

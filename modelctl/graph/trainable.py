@@ -11,7 +11,7 @@ import torch
 from onnx import numpy_helper
 
 from modelctl.errors import DataError, UnsupportedError
-from modelctl.graph.instructions import DEFAULT_DOMAINS, Build
+from modelctl.graph.instructions import DEFAULT_DOMAINS, UNFIT, Build, unfit
 from modelctl.graph.operators.node import DTYPES, OLDEST_OPSET, Mode, to_torch
 from modelctl.graph.operators.quantization import Stored
 from modelctl.graph.straight import straight
@@ -94,10 +94,8 @@ class TrainableGraph(torch.nn.Module):
                     given[place] = _lifted(given[place], device)
             try:
                 found = one.call(*given)
-            except (RuntimeError, IndexError, ValueError) as error:
-                told = " ".join(str(error).split())[:300]
-                called = f" ({one.node.name})" if one.node.name else ""
-                raise DataError(f"{self.name}: {one.node.op_type}{called} failed on this input: {told}") from error
+            except UNFIT as error:
+                raise unfit(self.name, one.node, error) from error
             if isinstance(found, tuple):
                 for slot, value in zip(one.outputs, found, strict=False):
                     values[slot] = value

@@ -68,7 +68,7 @@ def hard_sigmoid(node: Node) -> Call:
 @operator("Gelu")
 def gelu(node: Node) -> Call:
     """By the error function, or its approximation by tanh."""
-    approximate = node.text("approximate", "none")
+    approximate = node.choice("approximate", "none", "tanh")
     return lambda x: functional.gelu(x, approximate=approximate)
 
 

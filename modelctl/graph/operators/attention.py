@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from modelctl.graph.operators.node import DTYPES, Call, Node, operator
+from modelctl.graph.operators.node import Call, Node, operator
 
 
 def heads_of(x: Tensor, heads: int) -> Tensor:
@@ -111,7 +111,7 @@ def _joined(mask: Tensor | None, allowed: Tensor | None, q: Tensor, keys: int) -
 
 def _told(node: Node, cap: float, mode: int) -> Callable[..., tuple[Tensor, Tensor]]:
     """Attention with a cap, or one that gives its matrix: scores, those capped, those under the mask, or weights."""
-    precision = DTYPES[node.integer("softmax_precision")] if node.given("softmax_precision") else None
+    precision = node.dtype("softmax_precision")
 
     def capped(x: Tensor) -> Tensor:
         return cap * torch.tanh(x / cap) if cap > 0 else x

@@ -18,9 +18,9 @@ _SATURATING = frozenset({torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4
 def cast(node: Node) -> Call:
     """To the type of the attribute `to`."""
     kind = node.integer("to")
-    if kind not in HELD and kind not in DTYPES:
-        raise node.refuse(f"makes {_name(kind)}, which torch can't compute with")
-    return to_kind(kind, saturate=bool(node.integer("saturate", 1)), rounding=node.text("round_mode", "up"))
+    if kind not in HELD and node.dtype("to") is None:
+        raise node.refuse("does not say to which type")
+    return to_kind(kind, saturate=bool(node.integer("saturate", 1)), rounding=_rounding(node))
 
 
 def to_kind(kind: int, *, saturate: bool = True, rounding: str = "up") -> Callable[[torch.Tensor], torch.Tensor]:
@@ -31,7 +31,7 @@ def to_kind(kind: int, *, saturate: bool = True, rounding: str = "up") -> Callab
 @operator("CastLike")
 def cast_like(node: Node) -> Call:
     """To the type of the second input."""
-    saturate, rounding = bool(node.integer("saturate", 1)), node.text("round_mode", "up")
+    saturate, rounding = bool(node.integer("saturate", 1)), _rounding(node)
     if node.kind(1) in HELD:
         made = _held(node.kind(1))
         return lambda x, _: made(x)
@@ -41,14 +41,14 @@ def cast_like(node: Node) -> Call:
 @operator("BitCast")
 def bit_cast(node: Node) -> Call:
     """The same bits read as another type of the same size."""
-    wanted = DTYPES.get(node.integer("to"))
+    wanted = node.dtype("to")
     if wanted is None:
-        raise node.refuse(f"makes {_name(node.integer('to'))}, of whose bits torch knows nothing")
+        raise node.refuse("does not say as which type")
     return lambda x: x.view(wanted)
 
 
-def _name(kind: int) -> str:
-    return onnx.TensorProto.DataType.Name(kind).lower()
+def _rounding(node: Node) -> str:
+    return node.choice("round_mode", "up", "down", "nearest")
 
 
 def _to(wanted: torch.dtype, *, saturate: bool, rounding: str) -> Callable[[torch.Tensor], torch.Tensor]:

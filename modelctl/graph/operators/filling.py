@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from modelctl.graph.operators.node import DTYPES, Call, Node, operator, plain
+from modelctl.graph.operators.node import Call, Node, operator, plain
 
 
 @operator("Constant")
@@ -41,7 +41,7 @@ plain("Range", _range, host=(0, 1, 2))
 def eye_like(node: Node) -> Call:
     """Ones on a diagonal."""
     diagonal = node.integer("k")
-    wanted = DTYPES[node.integer("dtype")] if node.given("dtype") else None
+    wanted = node.dtype("dtype")
 
     def run(x: torch.Tensor) -> torch.Tensor:
         rows = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
@@ -80,7 +80,7 @@ def one_hot(node: Node) -> Call:
 @operator("HannWindow", "HammingWindow", "BlackmanWindow", host=(0,))
 def window(node: Node) -> Call:
     """A sum of cosines (onnx.proto's coefficients), for spectra; periodic, or symmetric."""
-    dtype = DTYPES[node.integer("output_datatype", 1)]
+    dtype = node.dtype("output_datatype") or torch.float32
     periodic = bool(node.integer("periodic", 1))
     parts = {
         "HannWindow": (0.5, -0.5, 0.0),

@@ -117,7 +117,7 @@ _REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 @operator("Scatter", "ScatterElements")
 def scatter_elements(node: Node) -> Call:
     """One number put at each index along an axis, or joined with what lies there."""
-    axis, reduction = node.integer("axis"), node.text("reduction", "none")
+    axis, reduction = node.integer("axis"), node.choice("reduction", "none", *_REDUCTIONS)
     put = _putting(reduction)
     return lambda x, indices, updates: put(x, axis, _wrapped(indices, x.shape[axis]), updates)
 
@@ -132,7 +132,7 @@ def _putting(reduction: str) -> Callable[[torch.Tensor, int, torch.Tensor, torch
 @operator("ScatterND")
 def scatter_nd(node: Node) -> Call:
     """Slices put at coordinates, or joined with what lies there."""
-    reduction = node.text("reduction", "none")
+    reduction = node.choice("reduction", "none", *_REDUCTIONS)
     if reduction in ("none", "add"):
         accumulate = reduction == "add"
         return lambda x, indices, updates: x.index_put(tuple(indices.unbind(-1)), updates, accumulate)
@@ -153,7 +153,7 @@ def scatter_nd(node: Node) -> Call:
 @operator("TensorScatter")
 def tensor_scatter(node: Node) -> Call:
     """A cache with an update written from an index on, one index for each of the batch, or round its end."""
-    axis, circular = node.integer("axis", -2), node.text("mode", "linear") == "circular"
+    axis, circular = node.integer("axis", -2), node.choice("mode", "linear", "circular") == "circular"
 
     def run(cache: torch.Tensor, update: torch.Tensor, starts: torch.Tensor | None = None) -> torch.Tensor:
         places = torch.arange(update.shape[axis], device=cache.device).unsqueeze(0)

@@ -45,7 +45,7 @@ def tile(node: Node) -> Call:
 @operator("Pad", host=(1, 2, 3))
 def pad(node: Node) -> Call:
     """Pads and value are attributes up to opset 10, then inputs; negative pads cut off."""
-    mode = node.text("mode", "constant")
+    mode = node.choice("mode", "constant", "reflect", "edge", "wrap")
     if node.opset < 11:
         pads, fill = node.integers("pads"), node.number("value")
         return lambda x: _padded(x, mode, pads, range(x.dim()), fill)

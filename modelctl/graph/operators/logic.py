@@ -24,6 +24,5 @@ plain("Where", torch.where)
 @operator("BitShift")
 def bit_shift(node: Node) -> Call:
     """Unsigned numbers, shifted by as many places as another tensor says."""
-    if node.text("direction") == "LEFT":
-        return widened(torch.bitwise_left_shift)
-    return widened(torch.bitwise_right_shift)
+    left = node.choice("direction", "LEFT", "RIGHT") == "LEFT"
+    return widened(torch.bitwise_left_shift if left else torch.bitwise_right_shift)

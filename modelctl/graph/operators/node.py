@@ -132,6 +132,22 @@ class Node:
         found = self._attribute(name)
         return default if found is None else found.s.decode()
 
+    def choice(self, name: str, first: str, *others: str) -> str:
+        """An attribute that is one of a few words, `first` if it is not given; UnsupportedError for another word."""
+        found = self.text(name, first)
+        if found not in (first, *others):
+            raise self.refuse(f"{name} is {found!r}, not one of {', '.join((first, *others))}")
+        return found
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        """An attribute that is an element type, None if not given; UnsupportedError for one that torch has not."""
+        kind = self.integer(name)
+        if kind and kind not in DTYPES:
+            known = kind in onnx.TensorProto.DataType.values()
+            told = onnx.TensorProto.DataType.Name(kind).lower() if known else f"an unknown type, {kind}"
+            raise self.refuse(f"{name} is {told}, which torch can't compute with")
+        return DTYPES[kind] if kind else None
+
     def texts(self, name: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
         """An attribute that is a list of strings."""
         found = self._attribute(name)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from modelctl.graph.operators.node import DTYPES, Call, Node, operator
+from modelctl.graph.operators.node import Call, Node, operator
 
 
 @operator("BatchNormalization", fixed=(3, 4))
@@ -73,7 +73,7 @@ def _group(node: Node) -> Call:
 @operator("LayerNormalization")
 def _layer(node: Node) -> Call:
     axis, epsilon = node.integer("axis", -1), node.number("epsilon", 1e-5)
-    wide = DTYPES[node.integer("stash_type", 1)]
+    wide = node.dtype("stash_type") or torch.float32
     tells = node.gives(1) or node.gives(2)
 
     def normalized(x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Any:
@@ -96,7 +96,7 @@ def _layer(node: Node) -> Call:
 def root_mean_square(node: Node) -> Call:
     """RMSNormalization; also onnxruntime's operator of the same meaning, which gives the inverse root too."""
     axis, epsilon = node.integer("axis", -1), node.number("epsilon", 1e-5)
-    wide = DTYPES[node.integer("stash_type", 1)]
+    wide = node.dtype("stash_type") or torch.float32
     tells = node.gives(1)
 
     def normalized(x: Tensor, scale: Tensor) -> Any:

@@ -17,7 +17,7 @@ plain("Det", _determinant)
 @operator("NegativeLogLikelihoodLoss", fixed=(2,))
 def negative_log_likelihood(node: Node) -> Call:
     """Of log probabilities (N, C, …) and classes (N, …), weighted by class."""
-    ignored, reduction = node.integer("ignore_index", -100), node.text("reduction", "mean")
+    ignored, reduction = node.integer("ignore_index", -100), node.choice("reduction", "mean", "sum", "none")
 
     def run(x: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
         return functional.nll_loss(x, target.to(torch.int64), weight, ignore_index=ignored, reduction=reduction)

@@ -111,7 +111,7 @@ def _learns(x: Tensor) -> bool:
 def _quantize(node: Node) -> Call:
     kind = node.integer("output_dtype") or node.kind(2) or _UINT8
     grid = Grid(kind, node.integer("axis", 1), node.integer("block_size"), bool(node.integer("saturate", 1)))
-    precision = DTYPES[node.integer("precision")] if node.integer("precision") else None
+    precision = node.dtype("precision")
     if kind not in _ENDS and kind not in DTYPES and kind not in HELD:
         raise node.refuse(f"stores {onnx.TensorProto.DataType.Name(kind).lower()}, which torch can't compute with")
 
@@ -125,7 +125,7 @@ def _quantize(node: Node) -> Call:
 @operator("DequantizeLinear", fixed=(1, 2))
 def _dequantize(node: Node) -> Call:
     grid = Grid(_UINT8, node.integer("axis", 1), node.integer("block_size"))
-    wanted = DTYPES[node.integer("output_dtype")] if node.integer("output_dtype") else None
+    wanted = node.dtype("output_dtype")
 
     def values(x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
         return grid.values(x, scale if wanted is None else scale.to(wanted), zero)

@@ -128,7 +128,10 @@ def _gru(node: Node) -> Call:
 
 def recurrent(node: Node) -> Callable[..., tuple[Tensor, ...]]:
     """The layer's call (x, w, r, b, lengths, initial states, peepholes): Y and the last states."""
-    kind, direction = node.proto.op_type.removeprefix("DynamicQuantize"), node.text("direction", "forward")
+    kind, direction = (
+        node.proto.op_type.removeprefix("DynamicQuantize"),
+        node.choice("direction", "forward", "reverse", "bidirectional"),
+    )
     directions = 2 if direction == "bidirectional" else 1
     batch_first = bool(node.integer("layout"))
     names = tuple(one.lower() for one in node.texts("activations")) or _DEFAULTS[kind] * directions

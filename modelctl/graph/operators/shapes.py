@@ -109,7 +109,7 @@ def transpose(node: Node) -> Call:
 def depth_to_space(node: Node) -> Call:
     """Channels laid out as blocks: depth first (DCR), or column and row first (CRD)."""
     side = node.integer("blocksize")
-    if node.text("mode", "DCR") == "CRD":
+    if node.choice("mode", "DCR", "CRD") == "CRD":
         return lambda x: torch.pixel_shuffle(x, side)
 
     def run(x: torch.Tensor) -> torch.Tensor:
@@ -124,7 +124,7 @@ def depth_to_space(node: Node) -> Call:
 def space_to_depth(node: Node) -> Call:
     """Blocks laid out as channels: depth first (DCR), or column and row first (CRD)."""
     side = node.integer("blocksize")
-    if node.text("mode", "DCR") == "CRD":
+    if node.choice("mode", "DCR", "CRD") == "CRD":
         return lambda x: torch.pixel_unshuffle(x, side)
 
     def run(x: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,7 @@ class Windows:
             node.integers("strides"),
             node.integers("dilations"),
             node.integers("pads"),
-            node.text("auto_pad", "NOTSET"),
+            node.choice("auto_pad", "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"),
             bool(node.integer("ceil_mode")),
         )
 
