@@ -58,7 +58,7 @@ def graph_of(name: str, folder: Path) -> tuple[torch.nn.Module, TrainableGraph]:
 
 
 def ratios(by_hand: Step, graph: Step, rounds: int) -> tuple[float, float, float]:
-    """Medians over rounds in turns: graph to net by hand, the forward and the whole step; and the net's milliseconds."""
+    """Medians over rounds in turns: graph to net by hand, the forward and the whole step; milliseconds by hand."""
     for one in (by_hand, graph, by_hand, graph):
         one.run()
     found = []
