@@ -27,7 +27,7 @@ def test_gradients_are_right(case: Case) -> None:
 
     values = case.values()
     assert run(*values), "no output depends on the inputs"
-    assert torch.autograd.gradcheck(run, values)
+    assert torch.autograd.gradcheck(run, values, check_undefined_grad=False)
 
 
 def test_no_operator_is_left_without_a_check() -> None:
