@@ -10,7 +10,7 @@ from onnx import TensorProto, numpy_helper
 
 from modelctl.errors import UnsupportedError
 from modelctl.graph.channels import removing
-from modelctl.graph.channels.dims import Dim, mask
+from modelctl.graph.channels.dims import Dim, count, mask
 from modelctl.graph.channels.groups import Channels, Group, find
 from modelctl.graph.channels.labelling import Use
 from modelctl.graph.channels.shapes import Shapes
@@ -105,7 +105,7 @@ class _Cut:
         return self._masks[dim]
 
     def _size(self, dim: Dim) -> int:
-        return int(self._mask(dim).sum())
+        return count(dim, self._kept)
 
     def _slice(self, name: str, uses: list[Use]) -> None:
         """Cut an initializer for each way in which it is used: the first stays where it is, others get names."""

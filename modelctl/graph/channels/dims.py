@@ -272,6 +272,17 @@ def mask(dim: Dim, kept: Mapping[Dim, Array]) -> Array:
     return found
 
 
+def count(dim: Dim, kept: Mapping[Dim, Array]) -> int:
+    """How many positions of an axis stay; no array of its length is made."""
+    dim = dim.root()
+    if dim in kept:
+        return int(kept[dim].sum())
+    if not dim.how:
+        return dim.size
+    parts = [count(part, kept) for part in dim.parts]
+    return sum(parts) if dim.how == "+" else math.prod(parts)
+
+
 def units(dim: Dim, leaf: Dim) -> Array | None:
     """Which unit of a leaf each position of an axis belongs to, int64 [size], -1 for none.
 

@@ -122,21 +122,29 @@ class Shapes:
             return [np.array(math.prod(shape[node.input[0]]), np.int64)]
         if node.op_type not in _FOLLOWED or any(name and name not in numbers for name in node.input):
             return None
-        if (
-            node.op_type in ("Expand", "ConstantOfShape")
-            and math.prod(numbers[node.input[-1]].tolist()) > LARGEST_KNOWN
-        ):
+        if _length(node.op_type, [numbers[name] for name in node.input if name]) > LARGEST_KNOWN:
             return None
         version = next((one.version for one in self._opsets if one.domain in MAIN), 1)
         parameters = {"log": _quiet, "opsets": {"": version}, "verbose": 0, "new_ops": None}
-        found = load_op("", node.op_type, version)(node, parameters).run(
-            *(numbers[name] if name else None for name in node.input)
-        )
+        with np.errstate(all="ignore"):
+            found = load_op("", node.op_type, version)(node, parameters).run(
+                *(numbers[name] if name else None for name in node.input)
+            )
         arrays = [np.asarray(one) for one in found]
         return arrays if all(one.size <= LARGEST_KNOWN for one in arrays) else None
 
 
 _NUMBERS = frozenset({TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.FLOAT, TensorProto.DOUBLE})
+
+
+def _length(operator: str, given: list[Array]) -> float:
+    """How many numbers an operator would make whose result can be far larger than what it is given."""
+    if operator in ("Expand", "ConstantOfShape"):
+        return float(math.prod(given[-1].reshape(-1).tolist()))
+    if operator == "Range":
+        start, limit, step = (float(one) for one in given)
+        return abs(limit - start) / abs(step) if step else math.inf
+    return 0
 
 
 def _size(dim: onnx.TensorShapeProto.Dimension, free: int, sizes: Mapping[str, int]) -> int:

@@ -352,6 +352,23 @@ def test_control_flow_is_refused_by_name() -> None:
         find(model_of([loop], {}), "net.onnx")
 
 
+def test_a_file_can_not_make_it_allocate_without_measure() -> None:
+    """The numbers of a range or an expansion are followed only where they are few."""
+    held = DENSE | {"zero": np.array(0), "many": np.array(10**13), "one": np.array(1), "shape": np.array([10**13])}
+    nodes = [
+        node("Range", ["zero", "many", "one"], ["r"]),
+        node("ConstantOfShape", ["shape"], ["e"]),
+        node("Expand", ["one", "shape"], ["f"]),
+        node("Add", ["e", "e"], ["g"]),
+        node("MatMul", ["x", "a"], ["h"], "first"),
+        node("Relu", ["h"], ["i"]),
+        LAST,
+    ]
+    channels = find(model_of(nodes, held))
+    assert sizes(channels) == {"first": 6}
+    assert len(cut(channels, {"first": [0]}).graph.node) == len(nodes)
+
+
 def test_the_model_is_left_as_it_is() -> None:
     model = prunable.exported("lstm", old=True)
     before = model.SerializeToString(deterministic=True)
