@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from modelctl.graph.operators.node import Call, Node, operator, plain
-from modelctl.graph.operators.windows import Pads, Windows, padded, symmetric
+from modelctl.graph.operators.windows import Windows, padded, symmetric
 
 _MAX: dict[int, Callable[..., tuple[Tensor, Tensor]]] = {
     1: functional.max_pool1d_with_indices,
@@ -74,15 +74,11 @@ def _average_pool(node: Node) -> Call:
         around = symmetric(pads)
         if dense and around is not None and all(2 * one <= width for one, width in zip(around, kernel, strict=True)):
             return _MEAN[rank](x, kernel, steps, around, windows.ceil, counts_pad)
+        outer = windows.rounded_up(x.shape[2:], kernel, pads)
         ones = torch.ones(1, 1, *x.shape[2:], dtype=x.dtype, device=x.device)
-        if counts_pad:
-            ones = padded(ones, pads, 1.0)
-            outer = windows.rounded_up(x.shape[2:], kernel, pads)
-            rest = tuple((0, b[1] - a[1]) for a, b in zip(pads, outer, strict=True))
-            counts = _sums(padded(ones, rest), windows, ((0, 0),) * rank)
-        else:
-            counts = _sums(ones, windows, pads)
-        return _sums(x, windows, pads) / counts
+        inner = ones if not counts_pad else padded(ones, pads, 1.0)
+        rest = tuple((0, b[1] - a[1]) for a, b in zip(pads, outer, strict=True)) if counts_pad else outer
+        return _sums(padded(x, outer), windows) / _sums(padded(inner, rest), windows)
 
     return pooled
 
@@ -90,13 +86,18 @@ def _average_pool(node: Node) -> Call:
 @operator("LpPool")
 def _lp_pool(node: Node) -> Call:
     windows, power = Windows.of(node), node.integer("p", 2)
-    return lambda x: _root(_sums(x.abs().pow(power), windows, windows.padding(x.shape[2:], windows.kernel)), power)
+
+    def pooled(x: Tensor) -> Tensor:
+        sizes = x.shape[2:]
+        pads = windows.rounded_up(sizes, windows.kernel, windows.padding(sizes, windows.kernel))
+        return _root(_sums(padded(x.abs().pow(power), pads), windows), power)
+
+    return pooled
 
 
-def _sums(x: Tensor, windows: Windows, pads: Pads) -> Tensor:
+def _sums(x: Tensor, windows: Windows) -> Tensor:
     """The sum of what each window sees."""
     rank = len(windows.kernel)
-    x = padded(x, windows.rounded_up(x.shape[2:], windows.kernel, pads))
     ones = torch.ones(1, 1, *windows.kernel, dtype=x.dtype, device=x.device)
     flat = x.reshape(-1, 1, *x.shape[2:])
     y = _SUM[rank](flat, ones, None, windows.steps(rank), 0, windows.gaps(rank))

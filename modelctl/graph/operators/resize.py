@@ -166,7 +166,7 @@ def _torchs_own(axes: dict[int, Axis], method: Method, dims: int) -> Callable[[T
 @lru_cache(maxsize=256)
 def _table(one: Axis, method: Method, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Which old places the new ones come from: where they are, else [wanted, size] weights; and which lie outside."""
-    old = _coordinates(one, method.transform)
+    old = _coordinates(one, method.transform).astype(np.float64)
     outside = (old < 0) | (old > one.size - 1) if method.transform == "tf_crop_and_resize" else None
     out = torch.tensor(outside, device=device) if outside is not None and outside.any() else None
     if method.mode == "nearest":
@@ -189,11 +189,11 @@ def _table(one: Axis, method: Method, device: torch.device) -> tuple[Tensor, Ten
 
 
 def _coordinates(one: Axis, transform: str) -> Array:
-    """Where each new place lies on the old axis."""
-    new = np.arange(one.wanted, dtype=np.float64)
+    """Where each new place lies on the old axis; in float32, so that ties are those of onnxruntime."""
+    new, scale = np.arange(one.wanted, dtype=np.float32), np.float32(one.scale)
     exact = one.scale * one.size  # which need not be whole
     if transform == "asymmetric":
-        return new / one.scale
+        return new / scale
     if transform == "align_corners":
         return new * ((one.size - 1) / (exact - 1)) if one.wanted > 1 and exact != 1 else new * 0.0
     if transform == "tf_crop_and_resize":
@@ -202,10 +202,10 @@ def _coordinates(one: Axis, transform: str) -> Array:
             return first + new * ((last - first) / (one.wanted - 1))
         return np.full(one.wanted, (first + last) / 2)
     if transform == "tf_half_pixel_for_nn":
-        return (new + 0.5) / one.scale
+        return (new + np.float32(0.5)) / scale
     if transform == "pytorch_half_pixel" and one.wanted <= 1:
         return new * 0.0
-    halves = (new + 0.5) / one.scale - 0.5
+    halves = (new + np.float32(0.5)) / scale - np.float32(0.5)
     if transform == "half_pixel_symmetric":
         return halves + one.size / 2 * (1 - one.wanted / exact)
     return halves
