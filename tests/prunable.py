@@ -7,6 +7,7 @@ no two are alike by chance.
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from io import BytesIO
 from typing import Any
 
@@ -276,13 +277,18 @@ def built(name: str) -> nn.Module:
 
 def exported(name: str, old: bool = False) -> onnx.ModelProto:
     """A net as ONNX, by the exporter that modelctl uses, or by the older one."""
+    return onnx.load_model_from_string(_written(name, old))
+
+
+@cache
+def _written(name: str, old: bool) -> bytes:
     module = built(name)
     inputs = parse_inputs((NETS[name][1],))
     if not old:
         traced = Traced(name, module, inputs, bind(module, inputs))
         sizes = {"batch": 3, "length": 5}
         free = {dim: size for dim, size in sizes.items() if dim in inputs[0].shape}
-        return lower.lower(traced, free, 18).model
+        return lower.lower(traced, free, 18).model.SerializeToString()
     example = torch.zeros(2, 5, dtype=torch.int64) if name == "bert" else torch.zeros(2, *map(int, inputs[0].shape[1:]))
     free_axes = {"x": {at: dim for at, dim in enumerate(inputs[0].shape) if isinstance(dim, str)}}
     written: Any = BytesIO()
@@ -291,4 +297,4 @@ def exported(name: str, old: bool = False) -> onnx.ModelProto:
         torch.onnx.export(
             module, (example,), written, input_names=["x"], dynamic_axes=free_axes, dynamo=False, opset_version=17
         )
-    return onnx.load_model_from_string(written.getvalue())
+    return bytes(written.getvalue())

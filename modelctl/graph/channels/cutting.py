@@ -1,5 +1,6 @@
 """Removing units of groups from a graph: weights sliced, and all that tells their number put right."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -146,11 +147,9 @@ class _Cut:
         return name
 
     def _new_name(self, near: str) -> str:
-        count = 1
-        while f"{near}_{count}" in self._names:
-            count += 1
-        self._names.add(f"{near}_{count}")
-        return f"{near}_{count}"
+        name = next(name for at in itertools.count(1) if (name := f"{near}_{at}") not in self._names)
+        self._names.add(name)
+        return name
 
     def _correct(self, follower: Follower) -> None:
         """Put right what a node is told about sizes, where it is told something else after the cut."""
