@@ -23,7 +23,7 @@ from modelctl.graph.trainable import TrainableGraph
 from modelctl.options import Loss, Optimizer, PruneOptions
 from modelctl.progress import Progress
 
-JUDGED_ON = 1024  # samples of the validation part
+JUDGED_ON = 512  # samples of the validation part
 RECALIBRATED_ON = 8  # batches
 NORMALIZED_ON = 512  # samples
 PROBED = 8

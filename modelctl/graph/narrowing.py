@@ -82,6 +82,7 @@ class Search:
         """
         self._like, self._harm, self._feeds, self._threads, self._progress = like, harm, feeds, threads, progress
         self._channels = find(model, like.manifest.files[0].path)
+        self._prices: dict[tuple[str, int], float] = {}  # of a group at a width, when that was last tried
         self._removable = {one.name for one in self._channels.groups if self._has_block(one)}
         if not self._channels.groups:
             raise UnsupportedError(f"{self._name}: has no channels that could go{self._in_the_way()}")
@@ -101,13 +102,7 @@ class Search:
             self._progress.advance(
                 f"narrowing to {goal.what}={goal.share:g}", round(100 * now.left[goal.what]), None, "%"
             )
-            best, least = None, math.inf
-            for keep in self._moves(now.keep, goal):
-                found = self._narrowed(keep, whole, goal)
-                saved = self._saved(now, found, goal)
-                price = max(found.harm - now.harm, LEAST_HARM) / saved if saved > LEAST_SAVING else math.inf
-                if price < least:
-                    best, least = found, price
+            best = self._best_move(now, goal, whole)
             if best is None:
                 raise self._stuck(goal, now)
             now = best
@@ -127,8 +122,28 @@ class Search:
                 return now
         raise self._stuck(goal, now)
 
-    def _moves(self, keep: Keep, goal: Goal) -> Iterator[Keep]:
-        """What could be taken out next: a step of a group, or the block around it."""
+    def _best_move(self, now: Narrowed, goal: Goal, whole: Mapping[str, float]) -> Narrowed | None:
+        """What saves most for the least harm; None if nothing saves.
+
+        A move is tried anew only while it was, when it was last tried, better than the best that has been tried now:
+        what was dear before seldom becomes cheap (lazy evaluation; M. Minoux, "Accelerated greedy algorithms for
+        maximizing submodular set functions", 1978).
+        """
+        moves = {(name, len(keep[name])): keep for name, keep in self._moves(now.keep, goal)}
+        best, least = None, math.inf
+        for move in sorted(moves, key=lambda one: self._prices.get(one, 0.0)):
+            if self._prices.get(move, 0.0) > least:
+                break
+            found = self._narrowed(moves[move], whole, goal)
+            saved = self._saved(now, found, goal)
+            price = max(found.harm - now.harm, LEAST_HARM) / saved if saved > LEAST_SAVING else math.inf
+            self._prices[move] = price
+            if price < least:
+                best, least = found, price
+        return best
+
+    def _moves(self, keep: Keep, goal: Goal) -> Iterator[tuple[str, Keep]]:
+        """What could be taken out next: a step of a group, by name, or the block around it."""
         for group in self._channels.groups:
             width = len(keep.get(group.name, range(group.size)))
             if width == 0:
@@ -137,9 +152,9 @@ class Search:
             step = max(block, math.ceil(group.size / MOST_STEPS / block) * block)
             narrower = aligned(width - step, group.size, block) if width > block else width
             if goal.narrow and 0 < narrower < width:
-                yield keep | {group.name: self._best(group, narrower)}
+                yield group.name, keep | {group.name: self._best(group, narrower)}
             if group.name in self._removable:
-                yield keep | {group.name: np.zeros(0, np.int64)}
+                yield group.name, keep | {group.name: np.zeros(0, np.int64)}
 
     def _best(self, group: Group, count: int) -> Array:
         """The `count` units that count most; of equal ones those that come first."""
