@@ -244,7 +244,7 @@ BINARY = ("Add", "Sub", "Mul", "Max", "Min", "Sum")
 def test_any_graph_answers_the_same(data: st.DataObject) -> None:
     """Random nets of products, sums and bends over values [n, 6], some of which are outputs."""
     random = np.random.default_rng(data.draw(st.integers(0, 10**6)))
-    values, nodes, held = ["x"], [], {}
+    values, nodes, held = ["x"], list[onnx.NodeProto](), dict[str, np.ndarray]()
     for place in range(data.draw(st.integers(2, 12))):
         made, source = f"v{place}", data.draw(st.sampled_from(values))
         what = data.draw(st.sampled_from(("weight", "weight", "unary", "binary", "constant", "bias")))
