@@ -162,7 +162,7 @@ def _rotary(node: Node) -> Call:
 @operator("LinearAttention")
 def _linear_attention(node: Node) -> Call:
     heads, kv_heads = node.integer("q_num_heads"), node.integer("kv_num_heads")
-    rule, scale = node.text("update_rule", "gated_delta"), node.number("scale")
+    rule, scale = node.choice("update_rule", "gated_delta", "linear", "gated", "delta"), node.number("scale")
 
     def call(
         q: Tensor,
@@ -195,7 +195,7 @@ def _linear_attention(node: Node) -> Call:
 
 @operator("CausalConvWithState")
 def _causal_convolution(node: Node) -> Call:
-    activates = node.text("activation", "none") in ("silu", "swish")
+    activates = node.choice("activation", "none", "silu", "swish") in ("silu", "swish")
 
     def call(x: Tensor, weight: Tensor, bias: Tensor | None = None, state: Tensor | None = None) -> Any:
         before = weight.shape[-1] - 1

@@ -71,16 +71,13 @@ def _few_bits_chosen(node: Node) -> Call:
         numbers, scale = data.index_select(at, flat), scale.index_select(at, flat)
         if bits < 8:
             numbers = unpacked(numbers, bits)
-        spread = numbers.shape[line]
-        each = (block or spread, line)
-        dense = numbers.to(scale.dtype)
         if zero is not None:
-            zero = unpacked(zero, bits) if bits < 8 else zero
-            zero = zero.index_select(at, flat).narrow(line, 0, scale.shape[line])
-            dense = dense - zero.repeat_interleave(*each).narrow(line, 0, spread).to(scale.dtype)
+            zero = (
+                (unpacked(zero, bits) if bits < 8 else zero).index_select(at, flat).narrow(line, 0, scale.shape[line])
+            )
         elif kind == _UINT8:
-            dense = dense - 2.0 ** (bits - 1)
-        dense = dense * scale.repeat_interleave(*each).narrow(line, 0, spread)
+            zero = torch.full_like(scale, 2.0 ** (bits - 1))
+        dense = Grid(_UINT8, line, block or numbers.shape[line]).values(numbers, scale, zero)
         shape = [1] * rank
         shape[at] = -1
         dense = torch.where(inside.view(shape), dense, 0.0)

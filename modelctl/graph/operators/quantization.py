@@ -31,7 +31,13 @@ _ENDS: dict[int, tuple[int, int]] = {
     },
     onnx.TensorProto.INT32: (-(2**31), 2**31 - 1),
 }
-_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+_KINDS = _ENDS.keys() | {
+    onnx.TensorProto.FLOAT8E4M3FN,
+    onnx.TensorProto.FLOAT8E5M2,
+    onnx.TensorProto.FLOAT8E4M3FNUZ,
+    onnx.TensorProto.FLOAT8E5M2FNUZ,
+    onnx.TensorProto.FLOAT4E2M1,
+}
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,23 @@ class Grid:
             shape[self.axis] = -1
             return given.view(shape)
         size = x.shape[self.axis]
-        block = self.block or -(-size // given.shape[self.axis])
+        block = min(self.block, size) or -(-size // given.shape[self.axis])
+        if -(-size // block) != given.shape[self.axis]:
+            raise ValueError("the scales are not one for each block")
         return given.repeat_interleave(block, self.axis).narrow(self.axis, 0, size)
+
+    def fits(self, scale: Tensor, x: Tensor) -> bool:
+        """Whether these are scales for `x`."""
+        if scale.numel() == 1:
+            return True
+        if not -x.dim() <= self.axis < x.dim() or self.block < 0:
+            return False
+        size = x.shape[self.axis]
+        if not self.block:
+            return scale.shape == (size,)
+        wanted = list(x.shape)
+        wanted[self.axis] = -(-size // self.block)
+        return list(scale.shape) == wanted
 
     def stored(self, found: Tensor) -> Tensor:
         """Whole numbers in the type that they are stored in."""
@@ -112,8 +133,8 @@ def _quantize(node: Node) -> Call:
     kind = node.integer("output_dtype") or node.kind(2) or _UINT8
     grid = Grid(kind, node.integer("axis", 1), node.integer("block_size"), bool(node.integer("saturate", 1)))
     precision = node.dtype("precision")
-    if kind not in _ENDS and kind not in DTYPES and kind not in HELD:
-        raise node.refuse(f"stores {onnx.TensorProto.DataType.Name(kind).lower()}, which torch can't compute with")
+    if kind not in _KINDS:
+        raise node.refuse(f"stores numbers as element type {kind}, which torch can't compute with")
 
     def quantized(x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
         found = grid.numbers(x, scale if precision is None else scale.to(precision), zero)
@@ -172,13 +193,10 @@ def stored_weight(node: Node) -> Stored | None:
         return None
     if (node.has(2) and zero is None) or not bool((scale.to(torch.float32) > 0).all()):
         return None
-    if kind not in _ENDS and kind not in HELD and DTYPES.get(kind) not in _FLOAT8:
+    grid = Grid(kind, node.integer("axis", 1), node.integer("block_size"))
+    if kind not in _KINDS or not grid.fits(scale, numbers) or (zero is not None and zero.shape != scale.shape):
         return None
-    if node.given("output_dtype"):
-        scale = scale.to(DTYPES[node.integer("output_dtype")])
-    return Stored(
-        Grid(kind, node.integer("axis", 1), node.integer("block_size")), tuple(node.proto.input[1:]), scale, zero
-    )
+    return Stored(grid, tuple(node.proto.input[1:]), scale.to(node.dtype("output_dtype") or scale.dtype), zero)
 
 
 @operator("DynamicQuantizeLinear")

@@ -1,7 +1,7 @@
 """Pictures at other sizes: Resize and Upsample by tables of weights, GridSample and AffineGrid.
 
-What torch's own interpolation computes alike goes there; everything else is, axis by axis, a product with a matrix
-[new size, size] whose rows are the weights of the old places (ONNX, Resize), or a choice of places.
+What torch's own interpolation computes alike goes there; everything else is, axis by axis, a choice of places, or a
+weighted sum of a few (ONNX, Resize).
 """
 
 import math
@@ -19,6 +19,10 @@ from modelctl.graph.operators.node import Call, Node, operator
 
 Array = np.ndarray[Any, Any]
 _HALVES = ("half_pixel", "pytorch_half_pixel")
+_TRANSFORMS = (
+    *("pytorch_half_pixel", "half_pixel_symmetric", "align_corners", "asymmetric"),
+    *("tf_half_pixel_for_nn", "tf_crop_and_resize"),
+)
 _LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
 
@@ -49,18 +53,21 @@ class Axis:
 @operator("Resize", host=(1, 2, 3))
 def _resize(node: Node) -> Call:
     if node.opset < 11:
-        method = Method(node.text("mode", "nearest"), "asymmetric", "simple", -0.75, False, False, 0.0)
+        method = Method(node.choice("mode", "nearest", "linear"), "asymmetric", "simple", -0.75, False, False, 0.0)
         return lambda x, scales: resized(x, _scaled(x, scales.tolist(), range(x.dim()), None), method)
     method = Method(
-        node.text("mode", "nearest"),
-        node.text("coordinate_transformation_mode", "half_pixel"),
-        node.text("nearest_mode", "round_prefer_floor"),
+        node.choice("mode", "nearest", "linear", "cubic"),
+        node.choice("coordinate_transformation_mode", "half_pixel", *_TRANSFORMS),
+        node.choice("nearest_mode", "round_prefer_floor", "round_prefer_ceil", "floor", "ceil"),
         node.number("cubic_coeff_a", -0.75),
         bool(node.integer("exclude_outside")),
         bool(node.integer("antialias")),
         node.number("extrapolation_value"),
     )
-    chosen, policy = node.integers("axes"), node.text("keep_aspect_ratio_policy", "stretch")
+    chosen, policy = (
+        node.integers("axes"),
+        node.choice("keep_aspect_ratio_policy", "stretch", "not_larger", "not_smaller"),
+    )
     crops = method.transform == "tf_crop_and_resize"
 
     def call(x: Tensor, roi: Tensor | None = None, scales: Tensor | None = None, sizes: Tensor | None = None) -> Tensor:
@@ -77,7 +84,7 @@ def _resize(node: Node) -> Call:
 
 @operator("Upsample", host=(1,))
 def _upsample(node: Node) -> Call:
-    mode = node.text("mode", "nearest")
+    mode = node.choice("mode", "nearest", "linear")
     method = Method(mode, "asymmetric", "floor", -0.75, False, False, 0.0)
     given = node.numbers("scales")
 
@@ -125,13 +132,14 @@ def resized(x: Tensor, axes: dict[int, Axis], method: Method) -> Tensor:
     outside: Tensor | None = None
     for at, one in axes.items():
         places, weights, out = _table(one, method, x.device)
+        shape = [1] * x.dim()
+        shape[at] = -1
         if weights is None:
-            x = x.index_select(at, places)
+            x = x.index_select(at, places[0])
         else:
-            x = (x.movedim(at, -1) @ weights.to(x.dtype).t()).movedim(-1, at)
+            taps = zip(places, weights.to(x.dtype), strict=True)
+            x = torch.stack([x.index_select(at, tap) * weight.view(shape) for tap, weight in taps]).sum(0)
         if out is not None:
-            shape = [1] * x.dim()
-            shape[at] = -1
             outside = out.view(shape) if outside is None else outside | out.view(shape)
     return x if outside is None else x.masked_fill(outside, method.beyond)
 
@@ -165,13 +173,15 @@ def _torchs_own(axes: dict[int, Axis], method: Method, dims: int) -> Callable[[T
 
 @lru_cache(maxsize=256)
 def _table(one: Axis, method: Method, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Which old places the new ones come from: where they are, else [wanted, size] weights; and which lie outside."""
+    """The old places [taps, wanted] that new ones come from, their weights if they are several, and what is outside."""
     old = _coordinates(one, method.transform).astype(np.float64)
     outside = (old < 0) | (old > one.size - 1) if method.transform == "tf_crop_and_resize" else None
     out = torch.tensor(outside, device=device) if outside is not None and outside.any() else None
     if method.mode == "nearest":
         places = np.clip(_rounded(old, method.rounding, one.scale), 0, one.size - 1).astype(np.int64)
-        return torch.tensor(places, device=device), None, out
+        return torch.tensor(places[None], device=device), None, out
+    if not one.wanted:
+        return torch.empty((1, 0), dtype=torch.int64, device=device), None, out
     reach = 1 if method.mode == "linear" else 2
     stretch = min(one.scale, 1.0) if method.antialias else 1.0  # narrower steps see more neighbours
     reach_each = math.ceil(reach / stretch)
@@ -183,9 +193,9 @@ def _table(one: Axis, method: Method, device: torch.device) -> tuple[Tensor, Ten
         weights = np.where((taps < 0) | (taps >= one.size), 0, weights)
     if method.exclude or method.antialias:
         weights = weights / weights.sum(1, keepdims=True)
-    matrix = np.zeros((one.wanted, one.size))
-    np.add.at(matrix, (np.arange(one.wanted)[:, None], np.clip(taps, 0, one.size - 1)), weights)
-    return torch.empty(0), torch.tensor(matrix, dtype=torch.float64, device=device), out
+    used = weights.any(0)
+    taps, weights = np.clip(taps[:, used], 0, one.size - 1), weights[:, used]
+    return torch.tensor(taps.T, device=device), torch.tensor(weights.T, dtype=torch.float64, device=device), out
 
 
 def _coordinates(one: Axis, transform: str) -> Array:
@@ -231,8 +241,9 @@ def _cubic(away: Array, a: float) -> Array:
 
 @operator("GridSample")
 def _grid_sample(node: Node) -> Call:
-    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(node.text("mode", "linear"), node.text("mode", "linear"))
-    padding, corners = node.text("padding_mode", "zeros"), bool(node.integer("align_corners"))
+    word = node.choice("mode", "linear", "nearest", "cubic", "bilinear", "bicubic")
+    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(word, word)
+    padding, corners = node.choice("padding_mode", "zeros", "border", "reflection"), bool(node.integer("align_corners"))
     return lambda x, grid: functional.grid_sample(x, grid.to(x.dtype), mode, padding, align_corners=corners)
 
 
