@@ -12,5 +12,5 @@ def register(app: typer.Typer) -> None:
 
     @command(app, PruneOptions)
     def prune(model: Model, out: Out, options: PruneOptions, shell: Shell) -> Answer:
-        """Fewer weights: those of least magnitude set to zero, scored before and after."""
+        """Fewer weights, channels or layers, healed with MODEL as teacher, and accepted only when measured good."""
         return shell.make("prune", Artifact.open(model), out, options)

@@ -193,6 +193,8 @@ class _Pruning:
             if self.epochs:
                 graph, loss = self.healer.heal(graph, self.epochs)
                 self.losses.append(loss)
+            elif self.data is not None:
+                graph = self.healer.recalibrated(graph)
         self.choices["rounds"] = rounds
         after = costs.macs(graph), costs.parameters(graph)
         names = ("macs_before", "parameters_before", "macs", "parameters")
