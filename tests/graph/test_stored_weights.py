@@ -13,6 +13,7 @@ from nets import convolutional, samples
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+from modelctl.errors import DataError
 from modelctl.graph.chatter import hushed
 from modelctl.graph.trainable import TrainableGraph
 
@@ -135,3 +136,80 @@ def test_a_quantized_net_answers_as_in_onnxruntime_and_learns(
         assert images.grad is not None
         for one, other in zip(graph.to_onnx().graph.initializer, model.graph.initializer, strict=True):
             assert np.array_equal(numpy_helper.to_array(one), numpy_helper.to_array(other)), one.name
+
+
+def one_node(op: str, inputs: list[str], held: dict[str, Any], domain: str = "", **attributes: Any) -> TrainableGraph:
+    """y = op(inputs), of which `x` is given and the others are held."""
+    graph = helper.make_graph(
+        [helper.make_node(op, inputs, ["y"], domain=domain, **attributes)],
+        "g",
+        [value("x", 1, None)],
+        [value("y", 1, None)],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in held.items()],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    return TrainableGraph(helper.make_model(graph, opset_imports=opsets)).eval()
+
+
+GRID: dict[str, Any] = {"s": np.float32(0.1), "z": np.uint8(100)}
+MATRIX: dict[str, Any] = {"w": np.arange(6, dtype=np.uint8).reshape(3, 2), "ws": np.float32(0.5), "wz": np.uint8(2)}
+
+
+def test_rounding_lets_gradients_through_and_the_ends_of_a_type_stop_them() -> None:
+    graph = one_node("QuantizeLinear", ["x", "s", "z"], GRID)
+    x = torch.tensor([-11.0, -9.96, 0.03, 15.46, 16.0], requires_grad=True)
+    (y,) = graph(x)
+    assert y.tolist() == [0, 0, 100, 255, 255]
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert torch.allclose(grad, torch.tensor([0.0, 10, 10, 10, 0]))
+    with torch.no_grad():
+        assert graph(x)[0].dtype == torch.uint8
+
+
+def test_gradients_pass_products_of_integers() -> None:
+    x = torch.tensor([[0.5, -1.0, 0.25]], requires_grad=True)
+    dense = (torch.tensor(MATRIX["w"]).float() - 2) * 0.5
+    graph = one_node("DynamicQuantizeMatMul", ["x", "w", "ws", "wz"], MATRIX, "com.microsoft")
+    (y,) = graph(x)
+    assert torch.allclose(y, x @ dense, atol=0.02)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert torch.allclose(grad, dense.sum(1)[None], rtol=1e-5)
+    held = GRID | MATRIX | {"os": np.float32(0.2), "oz": np.uint8(50)}
+    whole = torch.tensor([[103.0, 90, 101]], requires_grad=True)  # as QuantizeLinear gives it where a graph learns
+    (y,) = one_node("QLinearMatMul", ["x", "s", "z", "w", "ws", "wz", "os", "oz"], held)(whole)
+    (grad,) = torch.autograd.grad(y.sum(), whole)
+    assert torch.allclose(grad, 0.1 * dense.sum(1)[None] / 0.2, rtol=1e-5)
+    kernel = held | {"w": held["w"].reshape(2, 3, 1)}
+    spread = torch.tensor([[[103.0], [90], [101]]], requires_grad=True)
+    (y,) = one_node("QLinearConv", ["x", "s", "z", "w", "ws", "wz", "os", "oz"], kernel)(spread)
+    (grad,) = torch.autograd.grad(y.sum(), spread)
+    assert torch.allclose(grad.flatten(), 0.1 * ((torch.tensor(kernel["w"]).float() - 2) * 0.5).sum(0).flatten() / 0.2)
+
+
+@pytest.mark.parametrize("op", ["QLinearAdd", "QLinearMul", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearConcat"])
+def test_gradients_pass_functions_of_stored_values(op: str) -> None:
+    x = torch.tensor([[103.0, 90, 101]], requires_grad=True)
+    held = GRID | {"b": np.array([[110, 120, 130]], np.uint8), "os": np.float32(0.2), "oz": np.uint8(50)}
+    out, first, second = ["os", "oz"], ["x", "s", "z"], ["b", "s", "z"]
+    inputs = [*first, *out]
+    if op in ("QLinearAdd", "QLinearMul"):
+        inputs = [*first, *second, *out]
+    if op == "QLinearConcat":
+        inputs = [*out, *first, *second]
+    attributes = {"axis": 1} if op == "QLinearConcat" else {}
+    (y,) = one_node(op, inputs, held, "com.microsoft", **attributes)(x)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert bool((grad > 0).all())
+
+
+@pytest.mark.parametrize(
+    ("axis", "block", "shape"), [(5, 0, (4,)), (1, 0, (3,)), (0, 4, (3, 4)), (0, -1, (3, 4)), (0, 2**40, (2, 4))]
+)
+def test_scales_that_do_not_fit_are_refused_as_bad_input(axis: int, block: int, shape: tuple[int, ...]) -> None:
+    model = stored_product("INT8", per_axis=True)
+    node = model.graph.node[0]
+    del node.input[2:], node.attribute[:]
+    node.attribute.extend([helper.make_attribute("axis", axis), helper.make_attribute("block_size", block)])
+    model.graph.initializer[1].CopyFrom(numpy_helper.from_array(np.ones(shape, np.float32), "scale"))
+    with pytest.raises(DataError, match="DequantizeLinear failed"):
+        TrainableGraph(model)
