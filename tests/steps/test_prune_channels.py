@@ -6,6 +6,7 @@ from typing import Any
 import nets
 import numpy as np
 import onnx
+import prunable
 import pytest
 from artifacts import names
 from onnx import helper
@@ -174,3 +175,11 @@ def test_a_pruned_model_is_an_ordinary_one(net: Artifact, data: str, tmp_path: P
 def test_what_does_not_go_together_is_said(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         asked(**options)
+
+
+@pytest.mark.parametrize("kind", ["gru-both", "vit"])
+def test_hidden_units_and_heads_go_too(kind: str, tmp_path: Path) -> None:
+    model = Artifact.open(nets.save(prunable.exported(kind), tmp_path / "net.onnx"))
+    made = prune(model, tmp_path / "p.onnx", asked(target="params=0.6", scope=Scope.LAYER, align="1"))
+    found = made.manifest.metrics["pruned"]
+    assert 0 < found["parameters"] <= 0.6 * found["parameters_before"]
