@@ -38,13 +38,16 @@ Keep = dict[str, Array]  # by group: the units that are left, none where the blo
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What is to become less (latency, macs or params), to which share of the whole, and by which steps."""
+    """What is to become less (latency, macs, params), each to which share of the whole, and by which steps."""
 
-    what: str
-    share: float
+    shares: Mapping[str, float]
     block: int
     narrow: bool = True
     alike: bool = False  # the same share of every group, in place of a search
+
+    def missed(self, left: Mapping[str, float]) -> list[str]:
+        """What is still more than its share."""
+        return [what for what, share in self.shares.items() if left[what] > share]
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,9 @@ class Search:
         now = self._narrowed({}, whole, goal)
         if goal.alike:
             return self._reach_alike(goal, whole, now)
-        while now.left[goal.what] > goal.share:
-            self._progress.advance(
-                f"narrowing to {goal.what}={goal.share:g}", round(100 * now.left[goal.what]), None, "%"
-            )
+        while missed := goal.missed(now.left):
+            what = missed[0]
+            self._progress.advance(f"narrowing to {what}={goal.shares[what]:g}", round(100 * now.left[what]), None, "%")
             best = self._best_move(now, goal, whole)
             if best is None:
                 raise self._stuck(goal, now)
@@ -118,7 +120,7 @@ class Search:
             if keep.keys() == now.keep.keys() and all(len(keep[name]) == len(now.keep[name]) for name in keep):
                 continue
             now = self._narrowed(keep, whole, goal)
-            if now.left[goal.what] <= goal.share:
+            if not goal.missed(now.left):
                 return now
         raise self._stuck(goal, now)
 
@@ -168,15 +170,16 @@ class Search:
             MACS: costs.macs(model) / self._whole_macs,
             PARAMETERS: costs.parameters(model) / self._whole_parameters,
         }
-        if not goal.alike or goal.what == LATENCY:
+        if not goal.alike or LATENCY in goal.shares:
             left[LATENCY] = self._time(model) if keep else 1.0
         harm = 0.0 if goal.alike else self._harm(model)
         return Narrowed(model, keep, {name: share * whole.get(name, 1.0) for name, share in left.items()}, harm)
 
     def _saved(self, now: Narrowed, found: Narrowed, goal: Goal) -> float:
-        """What a step saves: by the goal's measure, and in run time."""
-        counted = MACS if goal.what == LATENCY else goal.what
-        return (now.left[counted] - found.left[counted] + now.left[LATENCY] - found.left[LATENCY]) / 2
+        """What a step saves: by the measures that the goal is not met in, on average, and in run time."""
+        counted = {MACS if what == LATENCY else what for what in goal.missed(now.left)}
+        saved = [now.left[what] - found.left[what] for what in counted]
+        return (sum(saved) / len(saved) + now.left[LATENCY] - found.left[LATENCY]) / 2
 
     def _time(self, model: onnx.ModelProto) -> float:
         """The run time as a share of the whole graph's."""
@@ -206,11 +209,12 @@ class Search:
         return ": " + "; ".join(told) if told else ""
 
     def _stuck(self, goal: Goal, now: Narrowed) -> CheckFailed:
-        share = now.left[goal.what]
+        what = goal.missed(now.left)[0]
+        reached = now.left[what]
         return CheckFailed(
-            f"{self._name}: {goal.what} can't be brought to {goal.share:g} of the input's:"
-            f" {share:.3f} is as far as it goes{self._in_the_way()}",
-            f"--target {goal.what}={math.ceil(share * 100) / 100:g}",
+            f"{self._name}: {what} can't be brought to {goal.shares[what]:g} of the input's:"
+            f" {reached:.3f} is as far as it goes{self._in_the_way()}",
+            f"--target {what}={math.ceil(reached * 100) / 100:g}",
             facts={"left": dict(now.left)},
         )
 

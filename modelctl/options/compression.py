@@ -52,7 +52,8 @@ class PruneOptions(MeasuredOptions):
     keep: Annotated[int | None, Knob("how many weights to keep: the exact top-k projection", low=0)] = None
     pattern: Annotated[str | None, Knob("N:M, the most weights to keep of so many neighbours, such as 2:4")] = None
     target: Annotated[
-        str | None, Knob("what channel and layer leave: macs=0.5, params=0.5 or latency=0.5 of the input's")
+        str | None,
+        Knob("what channel and layer leave: macs=0.5, params=0.5 or latency=0.5 of the input's; several with commas"),
     ] = None
     scope: Annotated[Scope, Knob("rank weights over the whole net or in each tensor")] = Scope.GLOBAL
     importance: Annotated[
@@ -92,7 +93,7 @@ class PruneOptions(MeasuredOptions):
         if self.pattern is not None:
             self.kept_of_neighbours()
         if self.target is not None:
-            self.wanted_share()
+            self.wanted_shares()
         self.block()
         if self.epochs and self.data is None:
             raise UsageError("--epochs needs samples to learn from", "add --data samples.npz")
@@ -113,19 +114,21 @@ class PruneOptions(MeasuredOptions):
             raise UsageError(f"--pattern {self.pattern}: not N:M with 0 < N < M", "--pattern 2:4")
         return int(kept), int(of)
 
-    def wanted_share(self) -> tuple[str, float]:
-        """What is to become less (macs, params or latency), and to which share of the input's."""
-        what, _, share = (self.target or "").partition("=")
-        try:
-            found = float(share)
-        except ValueError:
-            found = 0.0
-        if what not in ("macs", "params", "latency") or not 0 < found < 1:
-            raise UsageError(
-                f"--target {self.target}: not macs=, params= or latency= and a share between 0 and 1",
-                "--target macs=0.5",
-            )
-        return what, found
+    def wanted_shares(self) -> dict[str, float]:
+        """What is to become less (macs, params, latency), each with the share of the input's that may be left."""
+        found = {}
+        for part in (self.target or "").split(","):
+            what, _, share = part.partition("=")
+            try:
+                found[what] = float(share)
+            except ValueError:
+                found[what] = 0.0
+            if what not in ("macs", "params", "latency") or not 0 < found[what] < 1:
+                raise UsageError(
+                    f"--target {self.target}: not macs=, params= or latency= and a share between 0 and 1",
+                    "--target macs=0.5",
+                )
+        return found
 
     def block(self) -> int | None:
         """The multiple that widths are kept at; None: to be measured."""

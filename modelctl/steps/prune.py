@@ -172,7 +172,7 @@ class _Pruning:
 
     def _cut(self, graph: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Any]]:
         """Channels and blocks taken out, round by round, until the target is met."""
-        what, share = self.options.wanted_share()
+        wanted = self.options.wanted_shares()
         block = self.options.block() or alignment.measured_block(self.options.timed_threads())
         self.choices |= {"align": block, "importance": str(self._importance)}
         graph = straight(graph, self.name)
@@ -181,8 +181,7 @@ class _Pruning:
         rounds = []
         for turn in range(1, self.rounds + 1):
             goal = narrowing.Goal(
-                what=what,
-                share=1 - (1 - share) * turn / self.rounds,
+                shares={what: 1 - (1 - share) * turn / self.rounds for what, share in wanted.items()},
                 block=block,
                 narrow=self.options.chosen_method() is PruneMethod.CHANNEL,
                 alike=self.options.scope is Scope.LAYER,

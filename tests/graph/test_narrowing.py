@@ -40,7 +40,7 @@ def search(payload: Payload) -> narrowing.Search:
 
 
 def test_what_harms_least_for_what_it_saves_goes_first(payload: Payload) -> None:
-    found = search(payload).reach(narrowing.Goal(what="params", share=0.8, block=4), {})
+    found = search(payload).reach(narrowing.Goal(shares={"params": 0.8}, block=4), {})
     assert set(found.keep) == {"conv2"}
     kept = found.keep["conv2"]
     assert len(kept) % 4 == 0
@@ -50,19 +50,25 @@ def test_what_harms_least_for_what_it_saves_goes_first(payload: Payload) -> None
 
 
 def test_a_goal_is_meant_of_the_model_that_a_first_round_began_with(payload: Payload) -> None:
-    found = search(payload).reach(narrowing.Goal(what="params", share=0.5, block=4), {"params": 0.5})
+    found = search(payload).reach(narrowing.Goal(shares={"params": 0.5}, block=4), {"params": 0.5})
     assert found.keep == {}
+
+
+def test_several_goals_are_all_met(payload: Payload) -> None:
+    found = search(payload).reach(narrowing.Goal(shares={"params": 0.8, "macs": 0.6}, block=4), {})
+    assert found.left["params"] <= 0.8
+    assert found.left["macs"] <= 0.6
 
 
 def test_nothing_is_narrower_than_a_block(payload: Payload) -> None:
     with pytest.raises(CheckFailed, match=r"params can't be brought to 0\.1") as caught:
-        search(payload).reach(narrowing.Goal(what="params", share=0.1, block=32), {})
+        search(payload).reach(narrowing.Goal(shares={"params": 0.1}, block=32), {})
     assert caught.value.facts is not None
     assert caught.value.facts["left"]["params"] < 1
 
 
 def test_the_same_share_of_all(payload: Payload) -> None:
-    found = search(payload).reach(narrowing.Goal(what="params", share=0.3, block=2, alike=True), {})
+    found = search(payload).reach(narrowing.Goal(shares={"params": 0.3}, block=2, alike=True), {})
     widths = {name: len(kept) for name, kept in found.keep.items()}
     assert widths["conv1"] / 8 == pytest.approx(widths["conv2"] / 64, abs=0.13)
     assert "latency" not in found.left
