@@ -168,6 +168,7 @@ def torch_pruned(bench: Bench, model: Artifact, round_to: int | None) -> None:
         dynamic_shapes=({0: batch},),
         input_names=["x"],
         external_data=False,
+        verbose=False,
     )
     bench.row(label, model, out)
 
