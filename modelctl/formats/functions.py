@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from modelctl.errors import ArtifactError
+from modelctl.formats import wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,43 +18,16 @@ if TYPE_CHECKING:
 
 MOST_NODES = 1_000_000
 _FIELD = 25
-_VARINT, _FIXED64, _SIZED, _FIXED32 = 0, 1, 2, 5  # wire types (protobuf.dev/programming-guides/encoding)
 
 _Key = tuple[str, str, str]
 
 
 def present(data: bytes) -> bool:
     """Whether the bytes of a model hold functions, told from its outermost fields; True where that can't be told."""
-    place = 0
-    while place < len(data):
-        try:
-            key, place = _varint(data, place)
-            kind = key & 7
-            if key >> 3 == _FIELD:
-                return True
-            if kind == _SIZED:
-                size, place = _varint(data, place)
-                place += size
-            elif kind == _VARINT:
-                _, place = _varint(data, place)
-            elif kind in (_FIXED64, _FIXED32):
-                place += 8 if kind == _FIXED64 else 4
-            else:
-                return True
-        except IndexError:
-            return True
-    return False
-
-
-def _varint(data: bytes, place: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, place
-    raise IndexError("a number without an end")
+    try:
+        return any(one.number == _FIELD for one in wire.fields(data))
+    except ValueError:
+        return True
 
 
 def refuse_unfolding(model: onnx.ModelProto, name: str) -> None:

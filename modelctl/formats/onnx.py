@@ -4,25 +4,37 @@ The layout is ONNX's own (a `ModelProto` in protobuf, onnx/onnx.proto). Large te
 aligned, as the external data of the ONNX specification (docs/ExternalData.md).
 """
 
+import math
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 import msgspec
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
+from onnx import numpy_helper
 from onnx.external_data_helper import uses_external_data
 
 from modelctl import digests
 from modelctl.artifact import FORMATS, Artifact, Payload
+from modelctl.data.samples import Array
 from modelctl.errors import ArtifactError, UnsupportedError
-from modelctl.formats import functions, packing
+from modelctl.formats import functions, packing, wire
 from modelctl.making import refuse_folder
 from modelctl.manifest import FileEntry, Manifest
 
 INLINE_LIMIT_BYTES = 3 << 29  # protobuf stops at 2 GiB
 DATA_SUFFIX = ".data"
 ALIGNMENT_BYTES = 4096
+Numbers = Mapping[str, Callable[[], memoryview]]  # what initializers hold, by name, asked for when it is needed
+_IN_WHOLE_BYTES = frozenset(
+    {
+        *(onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16),
+        *(onnx.TensorProto.INT8, onnx.TensorProto.INT16, onnx.TensorProto.INT32, onnx.TensorProto.INT64),
+        *(onnx.TensorProto.UINT8, onnx.TensorProto.UINT16, onnx.TensorProto.UINT32, onnx.TensorProto.UINT64),
+    }
+)
 
 
 def open_model(path: Path) -> Artifact:
@@ -71,19 +83,65 @@ def parse(payload: Payload) -> onnx.ModelProto:
     name = payload.manifest.files[0].path
     model = parse_bytes(payload.primary, name)
     for tensor in external_tensors(model):
-        location, offset, length = place_of(tensor)
-        data = payload.files.get(location)
-        if data is None:
-            hint = f"modelctl export {name} -o model.onnx"
-            raise ArtifactError(f"{name}: keeps weights in {location!r}, which its manifest does not list", hint)
-        end = len(data) if length is None else offset + length
-        if offset > end or end > len(data):
-            raise ArtifactError(f"{name}: weight {tensor.name!r} reaches past the end of {location!r}")
-        tensor.raw_data = data[offset:end]
-        del tensor.external_data[:]
-        tensor.data_location = onnx.TensorProto.DEFAULT
+        take_in(tensor, payload.files, name)
     packing.unpack(model, name)
     return model
+
+
+def outline(payload: Payload) -> onnx.ModelProto:
+    """As `parse`, but the weights of the graph stay where they lie in the payload, as external data of the model.
+
+    `array_of` reads one, `take_in` takes one in, and both find what they ask for. A model that is packed, or has
+    functions, subgraphs or external data elsewhere, is taken in as a whole: who unfolds those looks into the weights.
+    """
+    name = payload.manifest.files[0].path
+    model = parse_bytes(wire.without_weights(payload.primary, name, ALIGNMENT_BYTES), name)
+    weights = [tensor for tensor in model.graph.initializer if uses_external_data(tensor)]
+    has_graphs = any(one.HasField("g") or one.graphs for node in model.graph.node for one in node.attribute)
+    if has_graphs or model.functions or packing.is_packed(model) or len(external_tensors(model)) > len(weights):
+        return parse(payload)
+    for tensor in weights:
+        if not _is_array(tensor, _data_of(tensor, payload.files, name)):
+            take_in(tensor, payload.files, name)
+    return model
+
+
+def array_of(tensor: onnx.TensorProto, files: Mapping[str, bytes]) -> Array:
+    """The numbers of a tensor; where they lie in one of these files, a view of it."""
+    if not uses_external_data(tensor):
+        return numpy_helper.to_array(tensor)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return np.frombuffer(_data_of(tensor, files), dtype).reshape(tensor.dims)
+
+
+def take_in(tensor: onnx.TensorProto, files: Mapping[str, bytes], name: str = "model") -> None:
+    """Give an external tensor of the model `name` its data; ArtifactError where they are not in these files."""
+    tensor.raw_data = bytes(_data_of(tensor, files, name))
+    del tensor.external_data[:]
+    tensor.ClearField("data_location")
+
+
+def _data_of(tensor: onnx.TensorProto, files: Mapping[str, bytes], name: str = "model") -> memoryview:
+    location, offset, length = place_of(tensor)
+    data = files.get(location)
+    if data is None:
+        hint = f"modelctl export {name} -o model.onnx"
+        raise ArtifactError(f"{name}: keeps weights in {location!r}, which its manifest does not list", hint)
+    end = len(data) if length is None else offset + length
+    if offset > end or end > len(data):
+        raise ArtifactError(f"{name}: weight {tensor.name!r} reaches past the end of {location!r}")
+    return memoryview(data)[offset:end]
+
+
+def _is_array(tensor: onnx.TensorProto, data: memoryview) -> bool:
+    """Whether these bytes are the tensor's numbers, one after another, as many as it says."""
+    if tensor.data_type not in _IN_WHOLE_BYTES or tensor.HasField("segment") or min(tensor.dims, default=0) < 0:
+        return False
+    return len(data) == _size_of(tensor)
+
+
+def _size_of(tensor: onnx.TensorProto) -> int:
+    return math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
 def parse_bytes(data: bytes, name: str) -> onnx.ModelProto:
@@ -148,22 +206,41 @@ def keep_packed(model: onnx.ModelProto, payload: Payload) -> None:
         packing.pack(model)
 
 
-def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model, the same bytes for the same model; weights go to `<file>.data` when all are above 1.5 GiB."""
-    if model.ByteSize() > INLINE_LIMIT_BYTES:
-        _move_out(model, path)
-    path.write_bytes(model.SerializeToString(deterministic=True))
+def save(model: onnx.ModelProto, path: Path, numbers: Numbers | None = None) -> None:
+    """Write a model, the same bytes for the same model; weights go to `<file>.data` when all are above 1.5 GiB.
+
+    `numbers` tells of some initializers, by name, what they hold in place of what the model has: each is asked for as
+    it is written, and let go. Where weights go beside the file, the model is changed.
+    """
+    numbers = numbers or {}
+    late = {place: tensor for place, tensor in enumerate(model.graph.initializer) if tensor.name in numbers}
+    for tensor in late.values():
+        tensor.raw_data = b""
+    sizes = {place: _size_of(tensor) for place, tensor in late.items()}
+    if model.ByteSize() + sum(sizes.values()) > INLINE_LIMIT_BYTES:
+        _move_out(model, path, numbers)
+        sizes = {}
+    data = model.SerializeToString(deterministic=True)
+    if not sizes:
+        path.write_bytes(data)
+        return
+    with path.open("wb") as file:
+        for piece in wire.with_weights(data, sizes):
+            file.write(numbers[late[piece].name]() if isinstance(piece, int) else piece)
 
 
-def _move_out(model: onnx.ModelProto, path: Path) -> None:
+def _move_out(model: onnx.ModelProto, path: Path, numbers: Numbers) -> None:
     beside = path.with_name(path.name + DATA_SUFFIX)
     with beside.open("wb") as file:
         for tensor in model.graph.initializer:
-            if len(tensor.raw_data) < ALIGNMENT_BYTES:
+            data = numbers[tensor.name]() if tensor.name in numbers else memoryview(tensor.raw_data)
+            if data.nbytes < ALIGNMENT_BYTES:
+                if tensor.name in numbers:
+                    tensor.raw_data = bytes(data)
                 continue
             file.write(b"\0" * (-file.tell() % ALIGNMENT_BYTES))
-            place = {"location": beside.name, "offset": str(file.tell()), "length": str(len(tensor.raw_data))}
-            file.write(tensor.raw_data)
+            place = {"location": beside.name, "offset": str(file.tell()), "length": str(data.nbytes)}
+            file.write(data)
             tensor.ClearField("raw_data")
             tensor.data_location = onnx.TensorProto.EXTERNAL
             for key, value in place.items():

@@ -53,18 +53,28 @@ def unfit(name: str, node: onnx.NodeProto, error: Exception) -> DataError:
 class Build:
     """What a graph becomes: what is learned, what is known beforehand and where it lies, and the instructions."""
 
-    def __init__(self, name: str, opsets: Mapping[str, int], mode: Mode, model: onnx.ModelProto) -> None:
+    def __init__(
+        self,
+        name: str,
+        opsets: Mapping[str, int],
+        mode: Mode,
+        model: onnx.ModelProto,
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
         self._name, self._opsets, self._mode = name, opsets, mode
         self._kinds = _kinds(model)
-        operators = [self._operator(node) for node in model.graph.node]
-        learned = _learned(model, operators)
+        nodes = onnx.GraphProto(node=model.graph.node).node  # else one node would hold the memory of the whole model
+        operators = [self._operator(node) for node in nodes]
+        weights = _weights(model, operators)
         self.learned: dict[str, torch.Tensor] = {}
         self._known: dict[str, torch.Tensor] = {}
         for tensor in model.graph.initializer:
-            (self.learned if tensor.name in learned else self._known)[tensor.name] = to_torch(tensor)
+            numbers = to_torch(tensor, files)
+            learns = tensor.name in weights and _is_small(numbers)
+            (self.learned if learns else self._known)[tensor.name] = numbers
         self.stored = self._stored(model)
         self.learned |= {value: one.values(self._known.pop(value)) for value, one in self.stored.items()}
-        left = self._fold(model.graph.node, operators)
+        left = self._fold(nodes, operators)
         self.slots: dict[str, int] = {}
         self.host_slots: dict[str, int] = {}
         self.on_device: dict[str, torch.Tensor] = {}
@@ -191,8 +201,8 @@ def _kinds(model: onnx.ModelProto) -> dict[str, int]:
     return told | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
-def _learned(model: onnx.ModelProto, operators: Sequence[Operator]) -> set[str]:
-    """The initializers that are weights."""
+def _weights(model: onnx.ModelProto, operators: Sequence[Operator]) -> set[str]:
+    """The initializers that are weights, if their numbers are."""
     floats = {tensor.name: tensor for tensor in model.graph.initializer if DTYPES.get(tensor.data_type) in _FLOATS}
     found = set()
     for node, known in zip(model.graph.node, operators, strict=True):
@@ -201,8 +211,11 @@ def _learned(model: onnx.ModelProto, operators: Sequence[Operator]) -> set[str]:
                 continue
             if node.op_type not in _ARITHMETIC or math.prod(floats[value].dims) > 1:
                 found.add(value)
-    return {name for name in found if _is_small(to_torch(floats[name]))}
+    return found
 
 
 def _is_small(values: torch.Tensor) -> bool:
-    return values.numel() > 0 and bool(values.abs().max() < LARGEST_WEIGHT)  # false for NaN too
+    if not values.numel():
+        return False
+    least, most = values.aminmax()
+    return bool(least > -LARGEST_WEIGHT) and bool(most < LARGEST_WEIGHT)  # false for NaN too

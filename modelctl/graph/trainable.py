@@ -3,14 +3,19 @@
 The graph is read once into a list of instructions (`instructions.py`), so that a run is a straight loop.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
 from onnx import numpy_helper
+from onnx.external_data_helper import uses_external_data
 
+from modelctl.artifact import Payload
 from modelctl.errors import DataError, UnsupportedError
+from modelctl.formats import onnx as onnx_format
 from modelctl.graph.instructions import DEFAULT_DOMAINS, UNFIT, Build, unfit
 from modelctl.graph.operators.node import DTYPES, OLDEST_OPSET, Mode, to_torch
 from modelctl.graph.operators.quantization import Stored
@@ -27,8 +32,11 @@ class TrainableGraph(torch.nn.Module):
     `buffer_names` tell which initializer each parameter and buffer is.
     """
 
-    def __init__(self, model: onnx.ModelProto, name: str = "model") -> None:
-        """Read a graph, which is left as it is. UnsupportedError names an operator that has no meaning here."""
+    def __init__(self, model: onnx.ModelProto, name: str = "model", files: Mapping[str, bytes] | None = None) -> None:
+        """Read a graph, which is left as it is. UnsupportedError names an operator that has no meaning here.
+
+        `files` hold the data of its external tensors; nothing of them is kept.
+        """
         super().__init__()
         self.name = name
         self.mode = Mode(self.training)
@@ -39,14 +47,15 @@ class TrainableGraph(torch.nn.Module):
                 f"{name}: is of opset {opsets['']}, and training begins at {OLDEST_OPSET}",
                 f"modelctl export {name} --opset 18 -o model.onnx",
             )
-        build = Build(name, opsets, self.mode, model)
+        build = Build(name, opsets, self.mode, model, files)
         held = {tensor.name for tensor in model.graph.initializer}
         self.input_names = tuple(one.name for one in model.graph.input if one.name not in held)
         self.output_names = tuple(one.name for one in model.graph.output)
         self.parameter_names: dict[str, str] = {}
         self.buffer_names: dict[str, str] = {}
-        for place, (initializer, tensor) in enumerate(build.learned.items()):
-            self.register_parameter(f"w{place}", torch.nn.Parameter(_laid_out(tensor)))
+        for place, initializer in enumerate(list(build.learned)):
+            tensor = _laid_out(build.learned.pop(initializer))
+            self.register_parameter(f"w{place}", torch.nn.Parameter(tensor))
             self.parameter_names[f"w{place}"] = initializer
         for place, (value, tensor) in enumerate(build.on_device.items()):
             self.register_buffer(f"b{place}", tensor, persistent=value in held)
@@ -58,11 +67,20 @@ class TrainableGraph(torch.nn.Module):
             if kinds.get(name) in DTYPES or name in build.stored  # others are held in a larger type, and never change
         }
         self._few_bits = build.stored
-        self._skeleton = _skeleton(model, self._stored.keys() - self._few_bits.keys())
+        self._skeleton = _skeleton(model, self._stored.keys() - self._few_bits.keys(), files)
         self._slots = build.slots
         self._host_slots = {build.host_slots[value]: tensor for value, tensor in build.on_host.items()}
         self._size = build.size
         self._instructions = build.instructions
+
+    @classmethod
+    def of(cls, payload: Payload, name: str) -> "TrainableGraph":
+        """The graph in a payload, of which it keeps nothing: beside it, memory for its weights once, and no more.
+
+        Taken in first, and so in memory twice beside the payload for a while, are packed models, those with functions
+        or subgraphs, and weights that protobuf holds as lists of numbers. ArtifactError if the payload is unsound.
+        """
+        return cls(onnx_format.outline(payload), name, payload.files)
 
     @property
     def nodes(self) -> list[onnx.NodeProto]:
@@ -108,14 +126,29 @@ class TrainableGraph(torch.nn.Module):
 
     def to_onnx(self) -> onnx.ModelProto:
         """The same graph, names and metadata kept, with the weights and running statistics as they are now."""
+        made, numbers = self._written()
+        for tensor in made.graph.initializer:
+            if tensor.name in numbers:
+                tensor.raw_data = bytes(numbers[tensor.name]())
+        return made
+
+    def save(self, path: Path) -> None:
+        """Write `to_onnx()` as a file (see `formats.onnx`), the weights one after another, never all of them twice."""
+        made, numbers = self._written()
+        onnx_format.save(made, path, numbers)
+
+    def _written(self) -> tuple[onnx.ModelProto, onnx_format.Numbers]:
+        """The same graph without the floats that are kept here, and what gives the bytes of each."""
         made = onnx.ModelProto()
         made.CopyFrom(self._skeleton)
+        numbers: dict[str, Callable[[], memoryview]] = {}
         for tensor in made.graph.initializer:
             if tensor.name in self._few_bits:
                 _store_few_bits(self._few_bits[tensor.name], getattr(self, self._stored[tensor.name]), tensor)
             elif tensor.name in self._stored:
-                _store(getattr(self, self._stored[tensor.name]), tensor)
-        return made
+                held = getattr(self, self._stored[tensor.name])
+                numbers[tensor.name] = partial(_bytes_of, held, DTYPES[tensor.data_type])
+        return made, numbers
 
     def _filled(self, inputs: Sequence[torch.Tensor]) -> list[Any]:
         values: list[Any] = [None] * self._size
@@ -147,8 +180,8 @@ def _laid_out(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
-def _skeleton(model: onnx.ModelProto, emptied: Collection[str]) -> onnx.ModelProto:
-    """A copy of a model in which some initializers have no data."""
+def _skeleton(model: onnx.ModelProto, emptied: Collection[str], files: Mapping[str, bytes] | None) -> onnx.ModelProto:
+    """A copy of a model in which some initializers have no data, and none has them in `files`."""
     made = onnx.ModelProto()
     for descriptor, value in model.ListFields():
         if descriptor.name != "graph":
@@ -162,8 +195,12 @@ def _skeleton(model: onnx.ModelProto, emptied: Collection[str]) -> onnx.ModelPro
             for descriptor, value in tensor.ListFields():
                 if not descriptor.name.endswith("_data"):
                     _copy(kept, descriptor.name, value)
+            if uses_external_data(kept):
+                kept.ClearField("data_location")
         else:
             made.graph.initializer.append(tensor)
+            if uses_external_data(tensor):
+                onnx_format.take_in(made.graph.initializer[-1], files or {})
     return made
 
 
@@ -174,10 +211,9 @@ def _copy(into: Any, field: str, value: Any) -> None:
         getattr(into, field).MergeFrom(value)
 
 
-def _store(tensor: torch.Tensor, into: onnx.TensorProto) -> None:
-    """Write a tensor's numbers into an initializer of its shape, in the type that this one has."""
-    wanted = tensor.detach().to("cpu", DTYPES[into.data_type]).contiguous()
-    into.raw_data = (wanted.view(torch.int16) if wanted.dtype == torch.bfloat16 else wanted).numpy().tobytes()
+def _bytes_of(tensor: torch.Tensor, dtype: torch.dtype) -> memoryview:
+    """A tensor's numbers in this type, one after another."""
+    return tensor.detach().to("cpu", dtype).contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _store_few_bits(stored: Stored, learned: torch.Tensor, into: onnx.TensorProto) -> None:

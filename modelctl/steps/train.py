@@ -78,7 +78,7 @@ def train(model: Artifact, out: Path, options: TrainOptions, progress: Progress 
         session = Session(payload, threads)
         data = open_data(str(options.data), session.inputs, options.seed)
         with training.reproducible(options.seed, threads):
-            graph = trainable.TrainableGraph(onnx_format.parse(payload), str(model.path))
+            graph = trainable.TrainableGraph.of(payload, str(model.path))
             work = _Work(made_from, options, graph, session, _Parts.of(data, options), progress)
             kept = None
             if options.checkpoint is not None:
@@ -190,7 +190,7 @@ class _Work:
 
         from modelctl.graph.tensors import array_of, tensor_of
 
-        onnx_format.save(self.graph.to_onnx(), draft.path)
+        self.graph.save(draft.path)
         candidate = Session(onnx_format.written(draft.path), self.options.thread_count())
 
         def run(feeds: Mapping[str, Array]) -> dict[str, Array]:

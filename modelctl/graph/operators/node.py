@@ -20,9 +20,9 @@ from typing import Any
 
 import onnx
 import torch
-from onnx import numpy_helper
 
 from modelctl.errors import UnsupportedError
+from modelctl.formats import onnx as onnx_format
 
 Call = Callable[..., Any]
 Maker = Callable[["Node"], Call]
@@ -171,9 +171,12 @@ class Node:
         return next((one for one in self.proto.attribute if one.name == name), None)
 
 
-def to_torch(tensor: onnx.TensorProto) -> torch.Tensor:
-    """A stored tensor as torch's, in memory of its own; UnsupportedError for a type that torch has not."""
-    array = numpy_helper.to_array(tensor)
+def to_torch(tensor: onnx.TensorProto, files: Mapping[str, bytes] | None = None) -> torch.Tensor:
+    """A stored tensor as torch's, in memory of its own; UnsupportedError for a type that torch has not.
+
+    `files` are those that hold the data of external tensors.
+    """
+    array = onnx_format.array_of(tensor, files or {})
     if tensor.data_type in HELD:
         return torch.tensor(array.astype("f4" if array.dtype.kind == "V" else "i4"), dtype=HELD[tensor.data_type])
     wanted = DTYPES.get(tensor.data_type)
