@@ -53,9 +53,9 @@ class Session:
         try:
             self._session = ort.InferenceSession(payload.primary, options, providers=["CPUExecutionProvider"])
         except ort_errors.NotImplemented as error:
-            raise UnsupportedError(f"{name}: onnxruntime has no kernel for it: {_reason(error)}") from error
+            raise UnsupportedError(f"{name}: onnxruntime has no kernel for it: {reason(error)}") from error
         except LOAD_ERRORS as error:
-            raise ArtifactError(f"{name}: onnxruntime can't load it: {_reason(error)}") from error
+            raise ArtifactError(f"{name}: onnxruntime can't load it: {reason(error)}") from error
         self.name = name
         self.inputs = tuple(_spec(one) for one in self._session.get_inputs())
         self.outputs = tuple(_spec(one) for one in self._session.get_outputs())
@@ -68,9 +68,9 @@ class Session:
             answers = self._run_values(feeds) if self._has_bfloat16 else self._session.run(self._names, dict(feeds))
             return dict(zip(self._names, answers, strict=True))
         except (ort_errors.InvalidArgument, ValueError) as error:
-            raise DataError(f"{self.name}: can't take this input: {_reason(error)}") from error
+            raise DataError(f"{self.name}: can't take this input: {reason(error)}") from error
         except (ort_errors.Fail, ort_errors.RuntimeException) as error:
-            raise DataError(f"{self.name}: failed on this input: {_reason(error)}") from error
+            raise DataError(f"{self.name}: failed on this input: {reason(error)}") from error
 
     def _run_values(self, feeds: Tensors) -> list[np.ndarray[Any, Any]]:
         """As `run`, by way of onnxruntime's own tensors: its bridge to numpy does not know bfloat16."""
@@ -116,7 +116,7 @@ def _spec(one: Any) -> TensorSpec:
     return TensorSpec(name=one.name, dtype=_DTYPES.get(inner, inner), shape=shape)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What onnxruntime says, in one line, without its code and the place in its source."""
     text = str(error).removeprefix("[ONNXRuntimeError] : ")
     parts = text.split(" : ")
