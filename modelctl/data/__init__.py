@@ -27,6 +27,7 @@ class Data:
     Where the reference names a split, that split is dealt out 80/10/10 by the seed, and `scored` is all of it.
     Otherwise an IDX folder's test files are the test part and a tenth of its training files is held out as validation,
     a single file is dealt out 80/10/10, and `scored` is the test part. `#limit=N` keeps the first N of each part.
+    `columns` are read beside the inputs.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Data:
     ref: DataRef
     inputs: tuple[TensorSpec, ...]
     seed: int
+    columns: tuple[str, ...] = ()
     _read: dict[str, Samples] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -82,7 +84,7 @@ class Data:
 
     def _file(self) -> Samples:
         if "" not in self._read:
-            self._read[""] = npz.read(self.ref.path, [spec.name for spec in self.inputs])
+            self._read[""] = npz.read(self.ref.path, [spec.name for spec in self.inputs], self.columns)
         return self._read[""]
 
     def _ready(self, found: Samples) -> Samples:
@@ -101,7 +103,7 @@ class Data:
         return self.inputs[0].name
 
 
-def open_data(text: str, inputs: Sequence[TensorSpec], seed: int) -> Data:
+def open_data(text: str, inputs: Sequence[TensorSpec], seed: int, columns: Sequence[str] = ()) -> Data:
     """The data that a `--data` value means, for a model with these inputs; DataError if there are none to be read.
 
     Its digest is that of exactly the files that the reference selects.
@@ -109,7 +111,9 @@ def open_data(text: str, inputs: Sequence[TensorSpec], seed: int) -> Data:
     ref = DataRef.parse(text)
     if not inputs:
         raise DataError(f"{ref.path}: the model takes no inputs that samples could be fed to")
-    return Data(str(ref.path), digests.of_files(_files(ref)), ref, tuple(inputs), seed)
+    if columns and ref.path.is_dir():
+        raise DataError(f"{ref.path}: has no column {columns[0]!r}: a folder of IDX files holds images and labels only")
+    return Data(str(ref.path), digests.of_files(_files(ref)), ref, tuple(inputs), seed, tuple(columns))
 
 
 def _files(ref: DataRef) -> list[tuple[str, str]]:

@@ -1,10 +1,12 @@
-"""Samples from an `.npz` file: a zip of `.npy` arrays, one for each input of the model, `y` the labels.
+"""Samples from an `.npz` file: a zip of `.npy` arrays, one for each input of the model, `y` the labels, any columns.
 
 Layout: NumPy's own (numpy.lib.format, "A Simple File Format for NumPy Arrays"). The file is read as one that anyone may
 have made: no pickles, no member larger than its header promises, none larger than `LIMIT_BYTES` together.
 """
 
+import errno
 import math
+import sys
 import tokenize
 import zipfile
 import zlib
@@ -40,13 +42,17 @@ _BROKEN = (
 )
 
 
-def read(path: Path, names: Sequence[str]) -> Samples:
-    """The arrays called `names` (or `x`, where there is one name) and the labels `y`, as they stand; DataError."""
+def read(path: Path, names: Sequence[str], columns: Sequence[str] = ()) -> Samples:
+    """The arrays called `names` (or `x`, where there is one name) and the labels `y`, as they stand; DataError.
+
+    `columns` are read beside them: strings, integers or booleans, one for each sample.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             members = {one.filename.removesuffix(".npy"): one for one in archive.infolist()[:LIMIT_MEMBERS]}
             places = _places(path, names, members)
-            wanted = {*places.values(), LABELS} & set(members)
+            _check_columns(path, columns, set(members) - set(places.values()))
+            wanted = {*places.values(), *columns, LABELS} & set(members)
             total = sum(members[name].file_size for name in wanted)
             if total > LIMIT_BYTES:
                 raise DataError(f"{path}: {total} bytes unpacked, at most {LIMIT_BYTES} are read")
@@ -56,9 +62,37 @@ def read(path: Path, names: Sequence[str]) -> Samples:
                     arrays[name] = _array(file, members[name].file_size, f"{path}: array {name!r}")
     except _BROKEN as error:
         raise DataError(f"{path}: not a sound .npz file: {error or type(error).__name__}") from error
-    found = Samples({name: arrays[place] for name, place in places.items()}, arrays.get(LABELS))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # zipfile looks where a damaged directory says that a member lies: before the file's beginning.
+        raise DataError(f"{path}: not a sound .npz file: a member lies outside of it") from error
+    told = {name: _column(arrays[name], f"{path}: column {name!r}") for name in columns}
+    found = Samples({name: arrays[place] for name, place in places.items()}, arrays.get(LABELS), told)
     _check_lengths(found, path)
     return found
+
+
+def _check_columns(path: Path, columns: Sequence[str], held: set[str]) -> None:
+    for name in columns:
+        if name not in held:
+            known = ", ".join(sorted(held)[:8]) or "none"
+            raise DataError(f"{path}: has no column {name!r}; its columns: {known}")
+
+
+def _column(array: Array, what: str) -> Array:
+    """`array` [N] or [N, 1] as [N]; bytes as the text that they are."""
+    flat = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+    if flat.ndim != 1 or flat.dtype.kind not in "USiub":
+        raise DataError(f"{what}: expected strings or integers [N], found {array.dtype}{list(array.shape)}")
+    if flat.dtype.kind not in "US":
+        return flat
+    if flat.dtype.kind == "U":
+        codes = np.ascontiguousarray(flat).view(np.dtype(np.uint32).newbyteorder(flat.dtype.byteorder))
+        if codes.size and codes.max() > sys.maxunicode:
+            raise DataError(f"{what}: holds what is not text")
+    texts = (one.decode(errors="replace") if isinstance(one, bytes) else one for one in flat.tolist())
+    return np.array(list(texts), object)
 
 
 def _places(path: Path, names: Sequence[str], members: dict[str, zipfile.ZipInfo]) -> dict[str, str]:
@@ -94,7 +128,7 @@ def _array(file: IO[bytes], size: int, what: str) -> Array:
 
 
 def _check_lengths(found: Samples, path: Path) -> None:
-    arrays = dict(found.inputs) | ({LABELS: found.labels} if found.labels is not None else {})
+    arrays = dict(found.inputs) | found.columns | ({LABELS: found.labels} if found.labels is not None else {})
     if any(array.ndim == 0 for array in arrays.values()):
         raise DataError(f"{path}: expected arrays whose first axis counts samples, found a single number")
     lengths = {name: len(array) for name, array in arrays.items()}

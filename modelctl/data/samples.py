@@ -1,7 +1,7 @@
 """Samples in memory: arrays by the name of the model's input, labels beside them, the first axis counting."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ml_dtypes
@@ -16,10 +16,14 @@ LABELS = "y"
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Inputs by name, each [N, …], and their labels: int64 classes [N], float targets [N, …], or None."""
+    """Inputs by name, each [N, …], and their labels: int64 classes [N], float targets [N, …], or None.
+
+    `columns` are what else is known of each sample, by name: strings, integers or booleans [N].
+    """
 
     inputs: dict[str, Array]
     labels: Array | None = None
+    columns: dict[str, Array] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -27,7 +31,8 @@ class Samples:
     def pick(self, rows: Any) -> "Samples":
         """The samples at `rows`: a slice, or an array of indices."""
         labels = None if self.labels is None else self.labels[rows]
-        return Samples({name: array[rows] for name, array in self.inputs.items()}, labels)
+        inputs, columns = ({name: array[rows] for name, array in held.items()} for held in (self.inputs, self.columns))
+        return Samples(inputs, labels, columns)
 
     def first(self, count: int | None) -> "Samples":
         """The first `count` of them; all if None or if there are no more."""
@@ -60,7 +65,8 @@ class Samples:
 def checked(found: Samples, inputs: Sequence[TensorSpec], where: str) -> Samples:
     """`found`, called `where`, cast to what the model takes; DataError says what was expected and what was found."""
     labels = None if found.labels is None else _labels(found.labels, where)
-    return Samples({spec.name: _fitted(found.inputs[spec.name], spec, where) for spec in inputs}, labels)
+    fitted = {spec.name: _fitted(found.inputs[spec.name], spec, where) for spec in inputs}
+    return Samples(fitted, labels, found.columns)
 
 
 def _fitted(array: Array, spec: TensorSpec, where: str) -> Array:

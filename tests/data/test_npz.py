@@ -99,6 +99,51 @@ def test_what_is_no_zip_is_refused(tmp_path: Path) -> None:
         npz.read(tmp_path / "a.npz", ["x"])
 
 
+def test_a_member_that_lies_before_the_file_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.ones((2, 3)))
+    whole = bytearray((tmp_path / "a.npz").read_bytes())
+    whole[whole.rindex(b"PK\x05\x06") + 19] = 1  # where the directory begins: 2^24 bytes later than it does
+    (tmp_path / "a.npz").write_bytes(whole)
+    with pytest.raises(DataError, match=r"not a sound \.npz file"):
+        npz.read(tmp_path / "a.npz", ["x"])
+
+
+@pytest.mark.parametrize(
+    ("column", "told"),
+    [
+        (np.array(["f", "ü", "m"]), ["f", "ü", "m"]),
+        (np.array(["f", "ü", "m"], ">U3"), ["f", "ü", "m"]),
+        (np.array([b"f", b"\xfc", b"m"]), ["f", "\ufffd", "m"]),
+        (np.array([[3], [1], [2]], np.uint8), [3, 1, 2]),
+        (np.array([True, False, True]), [True, False, True]),
+    ],
+)
+def test_columns_are_read_beside_the_inputs(tmp_path: Path, column: np.ndarray[Any, Any], told: list[Any]) -> None:
+    np.savez(tmp_path / "a.npz", x=np.ones((3, 2)), who=column, other=np.zeros(9))
+    found = npz.read(tmp_path / "a.npz", ["x"], ["who"])
+    assert found.columns["who"].tolist() == told
+    assert found.pick(np.array([2, 0])).columns["who"].tolist() == [told[2], told[0]]
+    assert npz.read(tmp_path / "a.npz", ["x"]).columns == {}
+
+
+@pytest.mark.parametrize(
+    ("column", "says"),
+    [
+        (np.ones(3), r"column 'who': expected strings or integers \[N\], found float64\[3\]"),
+        (np.ones((3, 2), int), r"found int64\[3, 2\]"),
+        (np.array(1), r"found int64\[\]"),
+        (np.arange(2), "differ in number: 3 of 'x', 2 of 'who'"),
+        (np.full(3, 0x110000, np.uint32).view("U1"), "column 'who': holds what is not text"),
+        (None, "has no column 'who'; its columns: age, y"),
+    ],
+)
+def test_what_is_no_column_is_refused(tmp_path: Path, column: np.ndarray[Any, Any] | None, says: str) -> None:
+    arrays: dict[str, Any] = {"x": np.ones((3, 2)), "age": np.arange(3), "y": np.arange(3)}
+    np.savez(tmp_path / "a.npz", **arrays | ({} if column is None else {"who": column}))
+    with pytest.raises(DataError, match=says):
+        npz.read(tmp_path / "a.npz", ["x"], ["who"])
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_any_damage_is_a_data_error_or_harmless(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
