@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
+
+from modelctl.data.samples import Array
+from modelctl.graph.blocks import parted
 
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
@@ -27,6 +30,8 @@ _QUANTIZED = {
     "DynamicQuantizeLSTM": ((1, 8, 9), (2, 10, 11)),
     "GatherBlockQuantized": ((0, 2, 3),),
 }
+# Those that take several numbers in a byte, and how many inputs to look among for them.
+_PACKED = {"MatMulNBits": 2, "GatherBlockQuantized": 1}
 _OUTPUT_SCALES = {"QLinearConv": (6, 7), "QLinearMatMul": (6, 7)}
 
 # What multiplies with a weight or looks up in it, and what a weight may go through on its way there.
@@ -49,9 +54,15 @@ def count(model: onnx.ModelProto) -> Weights:
     held = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes = list(nodes_of(model.graph))
     points, described = _quantized(nodes, held)
+    readers = {name: node for node in nodes for name in node.input[: _PACKED.get(node.op_type, 0)]}
     parameters = ranked = zeros = 0
     for name, tensor in held.items():
         if name in described or not (tensor.data_type in FLOATS or name in points):
+            continue
+        apart = _apart(readers[name], tensor, held.get(points[name])) if name in readers and name in points else None
+        if apart is not None:
+            parameters, ranked = parameters + apart.size, ranked + apart.size
+            zeros += int(np.count_nonzero(apart))
             continue
         size = math.prod(list(tensor.dims))
         parameters += size
@@ -121,6 +132,24 @@ def _quantized(nodes: list[onnx.NodeProto], held: dict[str, onnx.TensorProto]) -
             described |= {at(2), at(3)}
     points.pop("", None)
     return points, described - {""}
+
+
+def _apart(node: onnx.NodeProto, tensor: onnx.TensorProto, point: onnx.TensorProto | None) -> Array | None:
+    """Which numbers are zero in a weight that a node takes packed into bytes, [rows, K]; None if it is none such."""
+    told = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    bits, block = told.get("bits", 4), told.get("block_size", 128)
+    if tensor.data_type != TensorProto.UINT8 or bits not in (2, 4, 8) or block < 1:
+        return None
+    stored = numpy_helper.to_array(tensor)
+    rows, length = len(stored), told.get("K", stored.shape[-1] * 8 // bits)
+    numbers = parted(stored.reshape(rows, -1), bits)[:, :length]
+    if point is None:
+        found: Array = numbers == 1 << (bits - 1)
+        return found
+    if point.data_type != TensorProto.UINT8 or math.prod(list(point.dims)) % rows:
+        return None
+    zero = parted(numpy_helper.to_array(point).reshape(rows, -1), bits).repeat(block, 1)[:, :length]
+    return numbers == zero if zero.shape == numbers.shape else None
 
 
 def _zeros(tensor: onnx.TensorProto, point: onnx.TensorProto | None) -> int:
