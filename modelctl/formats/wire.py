@@ -56,16 +56,17 @@ def without_weights(data: bytes, name: str, least: int) -> bytes:
     """
 
     def tensor(start: int, end: int) -> bytes:
-        held = list(fields(data, start, end))
-        raw = [one for one in held if one.number == _RAW_DATA]
-        if len(raw) != 1 or raw[0].kind != _SIZED or raw[0].end - raw[0].start < least:
+        raw: Field | None = None
+        for one in fields(data, start, end):
+            if one.number == _EXTERNAL_DATA or (one.number == _RAW_DATA and (raw or one.kind != _SIZED)):
+                return data[start:end]  # nothing that is usual, and protobuf's to make something of
+            raw = one if one.number == _RAW_DATA else raw
+        if raw is None or raw.end - raw.start < least:
             return data[start:end]
-        if any(one.number == _EXTERNAL_DATA for one in held):
-            return data[start:end]
-        place = {"location": name, "offset": str(raw[0].start), "length": str(raw[0].end - raw[0].start)}
+        place = {"location": name, "offset": str(raw.start), "length": str(raw.end - raw.start)}
         told = [_sized(_KEY, key.encode()) + _sized(_VALUE, value.encode()) for key, value in place.items()]
         outside = _number(_DATA_LOCATION << 3 | _VARINT) + _number(_OUTSIDE)
-        around = data[start : raw[0].begin] + data[raw[0].end : end]
+        around = data[start : raw.begin] + data[raw.end : end]
         return around + b"".join(_sized(_EXTERNAL_DATA, one) for one in told) + outside
 
     def graph(start: int, end: int) -> bytes:
