@@ -75,10 +75,11 @@ class TrainableGraph(torch.nn.Module):
 
     @classmethod
     def of(cls, payload: Payload, name: str) -> "TrainableGraph":
-        """The graph in a payload, of which it keeps nothing: beside it, memory for its weights once, and no more.
+        """The graph in a payload, of which it keeps nothing; ArtifactError if the payload is unsound.
 
-        Taken in first, and so in memory twice beside the payload for a while, are packed models, those with functions
-        or subgraphs, and weights that protobuf holds as lists of numbers. ArtifactError if the payload is unsound.
+        In memory are the payload and the weights, each once, and for a moment the kernel of a convolution that is being
+        laid out. Only models that are packed or have functions or subgraphs, and weights that protobuf holds as lists
+        of numbers, are taken in first, and take as much once more until the graph is built.
         """
         return cls(onnx_format.outline(payload), name, payload.files)
 
