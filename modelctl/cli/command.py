@@ -168,14 +168,14 @@ def _flags(options: type[Options] | None) -> list[inspect.Parameter]:
 def _flag_type(kind: Any, default: Any) -> tuple[Any, Any, str | None]:
     """The type that typer parses for a knob, its default, and what the help calls a value if typer's word is odd.
 
-    A tuple is a list there, an optional stays optional.
+    A tuple is a list there, an optional stays optional, and what may be of several types is a text.
     """
     if get_origin(kind) is tuple:
         inner = get_args(kind)[0]
         return list[inner] | None, None, f"<{inner.__name__.lower()}>"  # type: ignore[valid-type]
     if get_origin(kind) in (Union, UnionType):
-        (inner,) = (one for one in get_args(kind) if one is not NoneType)
-        return inner | None, default, None
+        inner, *others = (one for one in get_args(kind) if one is not NoneType)
+        return (str, default, None) if others else (inner | None, default, None)
     return kind, default, None
 
 

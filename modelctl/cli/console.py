@@ -14,6 +14,7 @@ from modelctl.artifact import Artifact, manifest_path
 from modelctl.errors import CheckFailed, ModelctlError
 from modelctl.report import Report
 
+MOST_ROWS = 100
 STOPPED = {130: "interrupted", 143: "terminated", 129: "terminated"}
 
 
@@ -174,13 +175,37 @@ def facts_of(answer: "Artifact | Report") -> dict[str, Any]:
 
 
 def plain_lines(facts: dict[str, Any]) -> list[str]:
-    """Nested facts as `a.b  value` lines, their values aligned."""
-    flat = _flat(facts, "")
+    """Nested facts as `a.b  value` lines, their values aligned; below them every list of like rows, as a table."""
+    flat, tables = [], []
+    for name, value in _flat(facts, ""):
+        if isinstance(value, str):
+            flat.append((name, value))
+        else:
+            tables += ["", name, *(f"  {line}" for line in _table(value))]
     width = max((len(name) for name, _ in flat), default=0)
-    return [f"{name:<{width}}  {value}".rstrip() for name, value in flat]
+    return [*(f"{name:<{width}}  {value}".rstrip() for name, value in flat), *tables]
 
 
-def _flat(value: Any, name: str) -> list[tuple[str, str]]:
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    """Rows of the same names as aligned columns, the first `MOST_ROWS` of them."""
+    shown = [["" if one is None else _word(one) for one in row.values()] for row in rows[:MOST_ROWS]]
+    cells = [list(map(one_line, rows[0])), *shown]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(map(str.rjust, row, widths)).rstrip() for row in cells]
+    return lines + ([f"… {len(rows) - MOST_ROWS} more with --json"] if len(rows) > MOST_ROWS else [])
+
+
+def _is_table(value: Any) -> bool:
+    """Whether a value is a list of rows that have the same names, two at least, and plain values."""
+    if not isinstance(value, list) or not value or not all(isinstance(one, dict) for one in value):
+        return False
+    plain = not any(isinstance(cell, dict | list | tuple) for row in value for cell in row.values())
+    return plain and len(value[0]) > 1 and all(list(row) == list(value[0]) for row in value)
+
+
+def _flat(value: Any, name: str) -> list[tuple[str, str | list[dict[str, Any]]]]:
+    if _is_table(value):
+        return [(name, value)]
     if isinstance(value, dict):
         return [pair for key, one in value.items() for pair in _flat(one, f"{name}.{key}" if name else str(key))]
     if isinstance(value, list | tuple):

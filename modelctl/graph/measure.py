@@ -4,7 +4,8 @@ The law: no step writes an output that can't be loaded, that is over the budget 
 allowed, slower or larger than its input. `compare` measures, `judge` says no.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,18 +29,21 @@ class Trial:
 
     Answers are computed on `threads` threads, run times taken on `timed_threads`: on one unless asked otherwise, as a
     server runs a model. On several, a small model's time is mostly that of threads waiting for each other. `output` is
-    the one that is scored, by default the first.
+    the one that is scored, by default the first. Models are also timed at `more_batches`. `look` is asked what else is
+    to be told of the answers, those of the model before (None if there is none) and those of the model.
     """
 
     samples: Samples | None = None
     data: str = ""
-    metric: Metric = Metric.AUTO
+    metric: Metric | scores.Own = Metric.AUTO
     batch: int = 1
+    more_batches: tuple[int, ...] = ()
     threads: int = 1
     timed_threads: int = 1
     seed: int = 0
     seconds: float = latency.SECONDS
     output: str | None = None
+    look: Callable[[Array | None, Array], dict[str, Any]] = lambda _before, _after: {}
 
 
 def answers(model: Session, samples: Samples, progress: Progress = silent, output: str | None = None) -> Array:
@@ -70,14 +74,19 @@ def describe(payload: Payload) -> dict[str, Any]:
 
 
 def examine(model: Payload, trial: Trial, progress: Progress = silent) -> dict[str, Any]:
-    """One model by itself: `describe`, `accuracy` where there are labels, and `latency`."""
+    """One model by itself: `describe`, `accuracy` where there are labels, and `latency` (`latencies` if at several)."""
     session = Session(model, trial.threads)
     facts = describe(model)
     if trial.samples is not None and trial.samples.labels is not None:
         found = answers(session, trial.samples, progress, trial.output)
-        facts["accuracy"] = scores.score(trial.metric, found, trial.samples, trial.data)
-    timed = latency.alone(Session(model, trial.timed_threads), feeds(session, trial), trial.seconds)
-    return facts | {"latency": timed | machine(session, trial)}
+        facts["accuracy"] = scores.score(trial.metric, found, trial.samples, trial.data, trial.seed)
+        facts |= trial.look(None, found)
+
+    def timed(trial: Trial) -> dict[str, Any]:
+        found = latency.alone(Session(model, trial.timed_threads), feeds(session, trial), trial.seconds)
+        return found | machine(session, trial)
+
+    return facts | _by_batch(timed, session, trial, progress)
 
 
 def compare(before: Payload, after: Payload, trial: Trial, progress: Progress = silent) -> dict[str, Any]:
@@ -95,16 +104,43 @@ def compare(before: Payload, after: Payload, trial: Trial, progress: Progress = 
     if trial.samples is not None:
         was_told, now_told = (answers(one, trial.samples, progress, trial.output) for one in (old, new))
         facts |= _score(was_told, now_told, trial)
-    progress.advance("timing in turns", 0, 1)
-    was, now, speedup = latency.in_turns(
-        lambda: Session(before, trial.timed_threads),
-        lambda: Session(after, trial.timed_threads),
-        feeds(old, trial),
-        feeds(new, trial),
-        trial.seconds,
-    )
-    facts["latency"] = now | machine(new, trial) | {"before": was, "speedup": speedup.facts()}
+
+    def timed(trial: Trial) -> dict[str, Any]:
+        was, now, speedup = latency.in_turns(
+            lambda: Session(before, trial.timed_threads),
+            lambda: Session(after, trial.timed_threads),
+            feeds(old, trial),
+            feeds(new, trial),
+            trial.seconds,
+        )
+        return now | machine(new, trial) | {"before": was, "speedup": speedup.facts()}
+
+    return facts | _by_batch(timed, new, trial, progress)
+
+
+def _by_batch(
+    timed: Callable[[Trial], dict[str, Any]], model: Session, trial: Trial, progress: Progress
+) -> dict[str, Any]:
+    """`latency` at the first batch, and where there are more `latencies`, a row each; throughput is the median's."""
+    sizes = sorted({_batch(model, replace(trial, batch=one)) for one in (trial.batch, *trial.more_batches)})
+    found = {}
+    for done, size in enumerate(sizes):
+        progress.advance("timing", done, len(sizes), "batches")
+        found[size] = timed(replace(trial, batch=size))
+        found[size]["samples_per_s"] = round(1e3 * size / max(found[size]["p50_ms"], 1e-4), 1)
+    facts: dict[str, Any] = {"latency": found[_batch(model, trial)]}
+    if len(sizes) > 1:
+        facts["latencies"] = [_latency_row(found[size]) for size in sizes]
     return facts
+
+
+def _latency_row(timed: dict[str, Any]) -> dict[str, Any]:
+    """One batch's latency in a row of plain values."""
+    row = {key: timed[key] for key in ("batch", "threads", "p50_ms", "p95_ms", "p99_ms", "samples_per_s")}
+    if "before" in timed:
+        row["before_p50_ms"] = timed["before"]["p50_ms"]
+        row |= {f"speedup_{key}" if key != "value" else "speedup": one for key, one in timed["speedup"].items()}
+    return row
 
 
 def judge(name: str, facts: dict[str, Any], options: MeasuredOptions, same_graph: bool = False) -> None:
@@ -168,11 +204,11 @@ def _score(before: Array, after: Array, trial: Trial) -> dict[str, Any]:
         raise DataError(f"the two models answer differently: {list(before.shape)} and {list(after.shape)}")
     facts: dict[str, Any] = dict(scores.agreement(before, after))
     if trial.samples is not None and trial.samples.labels is not None:
-        was = scores.score(trial.metric, before, trial.samples, trial.data)
-        now = scores.score(trial.metric, after, trial.samples, trial.data)
+        was = scores.score(trial.metric, before, trial.samples, trial.data, trial.seed)
+        now = scores.score(trial.metric, after, trial.samples, trial.data, trial.seed)
         lost = round(scores.drop_pp(was, now, trial.samples), 4)
         facts = {"accuracy": now, "accuracy_before": was, "drop_pp": lost} | facts
-    return facts
+    return facts | trial.look(before, after)
 
 
 def _check_alike(old: Session, new: Session) -> None:

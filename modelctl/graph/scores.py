@@ -2,42 +2,92 @@
 
 Sources: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927), for
 the interval of a share; B. Efron, "Bootstrap methods: another look at the jackknife", Ann. Statist. 7 (1979), for the
-others.
+others. What else can be told of the answers of a classifier: `classes`.
 """
 
+import contextlib
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from modelctl.data.samples import Array, Samples
 from modelctl.errors import DataError
+from modelctl.formats import factory
 from modelctl.options import Metric
 
 Z = 1.959964  # the normal distribution's 97.5 % quantile
-RESAMPLES = 200
+RESAMPLES = 500
+OWN_RESAMPLES = 200
+Measure = Callable[[Array, Array], float]
 
 
-def score(metric: Metric, answers: Array, samples: Samples, data: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Own:
+    """A metric of the user's own, `module:function`: of answers and labels a number, higher is better."""
+
+    name: str
+    measure: Measure
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def own(reference: str) -> Own:
+    """The metric `module:function`, found in the current folder first.
+
+    UsageError when there is no such function, ArtifactError when its module raises. What it is given it can't change;
+    whatever it raises, or anything that is no finite number, is a DataError.
+    """
+    function, _ = factory.load(reference)
+
+    def measure(answers: Array, labels: Array) -> float:
+        with factory.AuthorsCode(reference, DataError):
+            found = function(_locked(answers), _locked(labels))
+            number = float(found) if np.ndim(found) == 0 and not isinstance(found, str | bytes) else math.nan
+        if not math.isfinite(number):
+            raise DataError(f"{reference}: gave {type(found).__name__} {found!r:.40}, and a metric is a finite number")
+        return number
+
+    return Own(reference, measure)
+
+
+def _locked(array: Array) -> Array:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def score(metric: Metric | Own, answers: Array, samples: Samples, data: str, seed: int = 0) -> dict[str, Any]:
     """How well `answers` [N, …] fit the samples' labels: `{metric, value, low, high, samples, data}`.
 
     top1, top5 and f1 (macro) are shares of 1, higher is better; rmse is in the labels' unit, lower is better. `data` is
-    the digest to be named. DataError when there are no labels, or none that this metric can be computed from.
+    the digest to be named. The interval of a share is Wilson's, others are bootstrapped by `seed`. DataError when there
+    are no labels, or none that this metric can be computed from.
     """
     labels = labels_of(samples)
     metric = chosen(metric, samples)
     check(metric, answers, labels)
-    if metric in (Metric.TOP1, Metric.TOP5):
-        right = int(hits(answers, labels, 1 if metric is Metric.TOP1 else 5).sum())
-        value, (low, high) = right / len(labels), wilson(right, len(labels))
-    else:
-        measure = f1_macro if metric is Metric.F1 else rmse
-        answers = answers.argmax(axis=1) if metric is Metric.F1 else answers
-        value = measure(answers, labels)
-        low, high = bootstrap(measure, answers, labels)
+    value, low, high = _estimated(metric, answers, labels, seed)
     told = {"metric": str(metric), "value": value, "low": low, "high": high, "samples": len(labels)}
     return told | {"data": data}
+
+
+def _estimated(metric: Metric | Own, answers: Array, labels: Array, seed: int) -> tuple[float, float, float]:
+    """The metric's value and the ends of its interval."""
+    if isinstance(metric, Own):
+        value = metric.measure(answers, labels)
+        return value, *bootstrap(metric.measure, answers, labels, seed, OWN_RESAMPLES)
+    if metric is Metric.F1:
+        predicted = answers.argmax(axis=1)
+        return f1_macro(predicted, labels), *bootstrap(f1_macro, predicted, labels, seed)
+    if metric is Metric.RMSE:
+        squares = (_differences(answers, labels) ** 2).mean(axis=1)
+        return rmse(answers, labels), *bootstrap(lambda one, _: math.sqrt(one.mean()), squares, squares, seed)
+    right = int(hits(answers, labels, 1 if metric is Metric.TOP1 else 5).sum())
+    return right / len(labels), *wilson(right, len(labels))
 
 
 def labels_of(samples: Samples) -> Array:
@@ -47,15 +97,17 @@ def labels_of(samples: Samples) -> Array:
     return samples.labels
 
 
-def chosen(metric: Metric, samples: Samples) -> Metric:
+def chosen(metric: Metric | Own, samples: Samples) -> Metric | Own:
     """The metric that `auto` stands for: top1 for classes, rmse for float targets."""
     if metric is not Metric.AUTO:
         return metric
     return Metric.TOP1 if labels_of(samples).dtype.kind == "i" else Metric.RMSE
 
 
-def check(metric: Metric, answers: Array, labels: Array) -> None:
+def check(metric: Metric | Own, answers: Array, labels: Array) -> None:
     """DataError unless answers and labels have the shapes and kinds that the metric needs."""
+    if isinstance(metric, Own):
+        return
     found = f"answers {answers.dtype}{list(answers.shape)} and labels {labels.dtype}{list(labels.shape)}"
     if metric is Metric.RMSE:
         if math.prod(answers.shape) != math.prod(labels.shape) or len(answers) != len(labels):
@@ -87,8 +139,12 @@ def f1_macro(predicted: Array, labels: Array) -> float:
 
 def rmse(answers: Array, targets: Array) -> float:
     """The root of the mean squared difference."""
-    difference = answers.astype(np.float64).reshape(len(targets), -1) - targets.reshape(len(targets), -1)
-    return float(np.sqrt(np.mean(difference**2)))
+    return float(np.sqrt(np.mean(_differences(answers, targets) ** 2)))
+
+
+def _differences(answers: Array, targets: Array) -> Array:
+    difference: Array = answers.astype(np.float64).reshape(len(targets), -1) - targets.reshape(len(targets), -1)
+    return difference
 
 
 def wilson(right: int, total: int) -> tuple[float, float]:
@@ -101,11 +157,21 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     return (0.0 if right == 0 else low), (1.0 if right == total else high)  # exactly, not but for rounding
 
 
-def bootstrap(measure: Callable[[Array, Array], float], answers: Array, labels: Array) -> tuple[float, float]:
-    """The 95 % percentile interval of a measure over `RESAMPLES` resamples, always the same ones."""
-    random = np.random.default_rng(0)
-    rows = (random.integers(0, len(labels), len(labels)) for _ in range(RESAMPLES))
-    found = [measure(answers[one], labels[one]) for one in rows]
+def bootstrap(
+    measure: Measure, answers: Array, labels: Array, seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """The 95 % percentile interval of a measure over so many resamples, the same ones for the same seed.
+
+    A resample that the measure can't be taken of, such as one that lacks a class, is left out; NaN if most are.
+    """
+    random = np.random.default_rng(seed)
+    found = []
+    for _ in range(resamples):
+        rows = random.integers(0, len(labels), len(labels))
+        with contextlib.suppress(DataError):
+            found.append(measure(answers[rows], labels[rows]))
+    if 2 * len(found) < resamples:
+        return math.nan, math.nan
     low, high = np.percentile(found, [2.5, 97.5])
     return float(low), float(high)
 

@@ -107,7 +107,16 @@ class EvalOptions(OpeningOptions):
     """`eval`: accuracy, latency, size; gates."""
 
     data: Annotated[str | None, DATA] = None
-    metric: Annotated[Metric, Knob("how answers are scored; auto: top1 for integer labels, else rmse")] = Metric.AUTO
+    metric: Annotated[
+        str,
+        Knob(
+            "how answers are scored: top1, top5, f1, rmse, or your own module:function(answers, labels), higher is "
+            "better; auto: top1 for integer labels, else rmse"
+        ),
+    ] = Metric.AUTO.value
+    slices: Annotated[
+        str | None, Knob("score each group of samples that share a value in this column, an array of the .npz")
+    ] = None
     baseline: Annotated[Path | None, Knob("model to compare with, timed in turns with this one")] = None
     min_accuracy: Annotated[float | None, Knob("smallest accuracy, 0 to 1, else exit 1", low=0, high=1)] = None
     max_latency_ms: Annotated[
@@ -117,18 +126,43 @@ class EvalOptions(OpeningOptions):
     max_drop: Annotated[
         float | None, Knob("largest loss against --baseline, in percentage points, else exit 1", low=0, high=100)
     ] = None
+    max_gap: Annotated[
+        float | None, Knob("largest gap between two groups of --slices, in percentage points, else exit 1", low=0)
+    ] = None
     min_speedup: Annotated[float | None, Knob("smallest speed relative to --baseline, else exit 1", low=0)] = None
-    batch: Annotated[int, Knob("samples in a timed batch", low=1)] = 1
-    seed: Annotated[int, Knob("seed of the split of a single file", low=0, high=2**32 - 1)] = 0
+    batch: Annotated[
+        int | str, Knob("samples in a timed batch; of several, such as 1,8,64, the first counts for gates", low=1)
+    ] = 1
+    plot: Annotated[
+        str | None, Knob("draw confusion matrix and latency into this .svg file", remembered=Remembered.NOT)
+    ] = None
+    seed: Annotated[int, Knob("seed of the split of a single file, and of intervals", low=0, high=2**32 - 1)] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for flag, gate in (("--min-accuracy", self.min_accuracy), ("--max-drop", self.max_drop)):
             if gate is not None and self.data is None:
                 raise UsageError(f"{flag} needs samples to score", "add --data samples.npz")
+        if self.slices is not None and self.data is None:
+            raise UsageError("--slices needs samples to score", "add --data samples.npz")
         for flag, gate in (("--max-drop", self.max_drop), ("--min-speedup", self.min_speedup)):
             if gate is not None and self.baseline is None:
                 raise UsageError(f"{flag} needs a model to compare with", "add --baseline model.onnx")
+        if self.max_gap is not None and self.slices is None:
+            raise UsageError("--max-gap needs groups to compare", "add --slices column")
+        if self.metric not in set(Metric) and ":" not in self.metric:
+            known = ", ".join(Metric)
+            raise UsageError(f"--metric {self.metric}: not one of {known}, or module:function", "--metric top1")
+        if self.plot is not None and not self.plot.endswith(".svg"):
+            raise UsageError(f"--plot {self.plot}: only .svg is drawn", "--plot eval.svg")
+        self.batches()
+
+    def batches(self) -> tuple[int, ...]:
+        """The batches to be timed, in the order given."""
+        parts = str(self.batch).split(",")
+        if not all(part.isascii() and part.isdigit() and len(part) < 8 and int(part) > 0 for part in parts):
+            raise UsageError(f"--batch {self.batch}: must be numbers of samples", "--batch 1,8,64")
+        return tuple(map(int, parts))
 
 
 @dataclass(frozen=True, kw_only=True)

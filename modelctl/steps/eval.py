@@ -1,19 +1,35 @@
 """`eval`: accuracy with its interval, latency, size, parameters, beside a baseline; gates turn a no into exit 1."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+
+from modelctl import record
 from modelctl.artifact import Artifact, Payload
 from modelctl.data import open_data
-from modelctl.errors import CheckFailed, DataError, UsageError
+from modelctl.data.samples import Array
+from modelctl.errors import CheckFailed, DataError, UnsupportedError, UsageError
 from modelctl.formats import onnx as onnx_format
-from modelctl.graph import measure, scores
+from modelctl.graph import classes, measure, plots, scores, slices
+from modelctl.graph.channels import costs
 from modelctl.graph.session import Session
 from modelctl.options import EvalOptions, Metric
 from modelctl.progress import Progress, silent
 from modelctl.report import Report
+from modelctl.staging import refuse_no_file, refuse_no_folder, stage, sync
 
 MEGABYTE = 10**6
+# Of each gate that wants at least so much, and of each that wants at most so much, where the found is in the facts.
+LOWEST = {"min_accuracy": ("accuracy", "value"), "min_speedup": ("latency", "speedup", "value")}
+HIGHEST = {
+    "max_latency_ms": ("latency", "p50_ms"),
+    "max_size_mb": ("size_bytes",),
+    "max_drop": ("drop_pp",),
+    "max_gap": ("slices", "gap_pp"),
+}
 
 
 def eval(model: Artifact, options: EvalOptions, progress: Progress = silent) -> Report:
@@ -21,21 +37,31 @@ def eval(model: Artifact, options: EvalOptions, progress: Progress = silent) -> 
 
     CheckFailed, with all that was measured, when a gate is not met; DataError when samples don't fit the model, or
     have no labels where a score is asked for; UsageError for an accuracy asked of an rmse; UnsupportedError for what is
-    not onnx; of a sealed model, what `envelope.open_sealed` raises.
+    not onnx; of a sealed model, what `envelope.open_sealed` raises; of a metric of one's own, what `scores.own` does.
     """
+    if options.plot is not None:
+        refuse_no_folder(Path(options.plot))
+        refuse_no_file(Path(options.plot))
     payload = _opened(model, options, progress)
-    onnx_format.parse(payload)  # says what is wrong with a file that is none better than onnxruntime does
-    trial = _trial(Session(payload), options)
+    graph = onnx_format.parse(payload)  # says what is wrong with a file that is none better than onnxruntime does
+    session = Session(payload)
+    trial = _trial(session, options)
+    seen = _Seen(trial, options)
+    trial = replace(trial, look=seen.look)
     facts: dict[str, Any] = {"model": str(model.path), "digest": payload.manifest.digest}
     if options.baseline is None:
-        facts |= measure.examine(payload, trial, progress)
+        found = measure.examine(payload, trial, progress)
     else:
         baseline = Artifact.open(options.baseline)
         other = _opened(baseline, options, progress)
         facts |= {"baseline": {"model": str(baseline.path), "digest": other.manifest.digest}}
-        facts |= measure.compare(other, payload, trial, progress)
+        found = measure.compare(other, payload, trial, progress)
+    facts |= _macs(graph, session, trial) | found
     gates = _gates(facts, options)
     facts |= {"gates": gates} if gates else {}
+    if options.plot is not None:
+        _write(Path(options.plot), plots.report(model.path.name, seen.confusion, _latencies(facts)))
+        facts["plot"] = options.plot
     missed = [
         f"{name} wanted {gate['wanted']:g}, found {gate['found']:.6g}"
         for name, gate in gates.items()
@@ -59,39 +85,105 @@ def _opened(model: Artifact, options: EvalOptions, progress: Progress) -> Payloa
 
 
 def _trial(session: Session, options: EvalOptions) -> measure.Trial:
+    batch, *more = options.batches()
     trial = measure.Trial(
-        batch=options.batch,
+        batch=batch,
+        more_batches=tuple(more),
         threads=options.thread_count(),
         timed_threads=options.timed_threads(),
         seed=options.seed,
     )
     if options.data is None:
         return trial
-    data = open_data(options.data, session.inputs, options.seed)
+    columns = (options.slices,) if options.slices is not None else ()
+    data = open_data(options.data, session.inputs, options.seed, columns)
     samples = data.scored
-    scored = {options.min_accuracy, options.max_drop} != {None} or options.metric is not Metric.AUTO
+    scored = {options.min_accuracy, options.max_drop, options.slices} != {None} or options.metric != Metric.AUTO
     if samples.labels is None and (scored or options.baseline is None):
         raise DataError(f"{data.name}: has no labels 'y' to score answers against")
-    if options.min_accuracy is not None and scores.chosen(options.metric, samples) is Metric.RMSE:
+    metric = Metric(options.metric) if options.metric in set(Metric) else scores.own(options.metric)
+    if options.min_accuracy is not None and scores.chosen(metric, samples) is Metric.RMSE:
         raise UsageError("--min-accuracy is a share from 0 to 1, and an rmse is none", "--metric top1")
-    return replace(trial, samples=samples, data=data.sha256, metric=options.metric)
+    return replace(trial, samples=samples, data=data.sha256, metric=metric)
+
+
+class _Seen:
+    """What `eval` tells of the answers beyond their score; the confusion matrix is kept for the plot."""
+
+    def __init__(self, trial: measure.Trial, options: EvalOptions) -> None:
+        self.trial = trial
+        self.options = options
+        self.confusion: Array | None = None
+
+    def look(self, before: Array | None, answers: Array) -> dict[str, Any]:
+        """The facts; `before` are the baseline's answers."""
+        facts: dict[str, Any] = {}
+        samples = self.trial.samples
+        if samples is None:
+            return facts
+        if isinstance(self.trial.metric, scores.Own):
+            facts["metric_code"] = record.factory(self.trial.metric.name)
+        if before is not None and before.ndim == 2 and before.shape[1] > 1:
+            alike = int((before.argmax(axis=1) == answers.argmax(axis=1)).sum())
+            facts["agreement_low"], facts["agreement_high"] = scores.wilson(alike, len(samples))
+        labels = samples.labels
+        if labels is not None and classes.fit(answers, labels):
+            facts |= self._of_classes(before, answers, labels)
+        if self.options.slices is not None:
+            column, seed = self.options.slices, self.trial.seed
+            facts["slices"] = slices.told(self.trial.metric, answers, samples, column, seed, before)
+        return facts
+
+    def _of_classes(self, before: Array | None, answers: Array, labels: Array) -> dict[str, Any]:
+        self.confusion = classes.confusion(answers, labels)
+        facts: dict[str, Any] = {"flips": classes.flips(before, answers, labels)} if before is not None else {}
+        sure = classes.calibration(answers, labels)
+        facts |= {"calibration": sure} if sure else {}
+        facts["classes"] = classes.by_class(answers, labels)
+        if (labels == labels[0]).all():
+            facts["notes"] = [f"all labels are of class {labels[0]}, so that a model which always says so is right"]
+        return facts
+
+
+def _macs(graph: onnx.ModelProto, session: Session, trial: measure.Trial) -> dict[str, int]:
+    """Multiply-accumulates for one sample, free axes as long as where it is timed; nothing if none can tell."""
+    feeds = measure.feeds(session, trial)
+    sizes = {
+        size: np.shape(feeds[spec.name])[axis]
+        for spec in session.inputs
+        for axis, size in enumerate(spec.shape)
+        if axis > 0 and isinstance(size, str)
+    }
+    try:
+        return {"macs": costs.macs(graph, sizes)}
+    except UnsupportedError:
+        return {}
 
 
 def _gates(facts: dict[str, Any], options: EvalOptions) -> dict[str, dict[str, Any]]:
     """Each gate that was asked for: `{wanted, found, met}`."""
-    accuracy, latency = facts.get("accuracy", {}), facts["latency"]
-    lowest = {
-        "min_accuracy": (options.min_accuracy, accuracy.get("value")),
-        "min_speedup": (options.min_speedup, latency.get("speedup", {}).get("value")),
-    }
-    highest = {
-        "max_latency_ms": (options.max_latency_ms, latency["p50_ms"]),
-        "max_size_mb": (options.max_size_mb, facts["size_bytes"] / MEGABYTE),
-        "max_drop": (options.max_drop, facts.get("drop_pp")),
-    }
     gates = {}
-    for name, (wanted, found) in (*lowest.items(), *highest.items()):
-        if wanted is not None:
-            met = found >= wanted if name in lowest else found <= wanted
-            gates[name] = {"wanted": wanted, "found": found, "met": met}
+    for name, place in (LOWEST | HIGHEST).items():
+        wanted = getattr(options, name)
+        if wanted is None:
+            continue
+        found: Any = facts
+        for key in place:
+            found = found[key]
+        found = found / MEGABYTE if name == "max_size_mb" else found
+        gates[name] = {"wanted": wanted, "found": found, "met": found >= wanted if name in LOWEST else found <= wanted}
     return gates
+
+
+def _latencies(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row for each batch that was timed."""
+    rows: list[dict[str, Any]] = facts.get("latencies", [facts["latency"]])
+    return rows
+
+
+def _write(path: Path, text: str) -> None:
+    with stage(path.parent, path.name) as staged:
+        made = staged.folder / path.name
+        made.write_text(text, encoding="utf-8")
+        sync(made)
+        made.replace(path)

@@ -70,6 +70,29 @@ def test_facts_are_aligned_lines_of_dotted_names() -> None:
     ]
 
 
+def test_like_rows_are_a_table_below_the_other_facts() -> None:
+    rows = [{"class": 0, "f1": 0.123456789}, {"class": 10, "f1": None}]
+    assert plain_lines({"rows": rows, "inner": {"one": [{"a": "x\n", "b": True}]}, "last": 1}) == [
+        "last  1",
+        "",
+        "rows",
+        "  class        f1",
+        "      0  0.123457",
+        "     10",
+        "",
+        "inner.one",
+        "  a     b",
+        "  x  True",
+    ]
+    assert plain_lines({"rows": [{"a": 1, "b": 2}, {"a": 1}]})[0] == "rows[0].a  1"
+    assert plain_lines({"rows": [{"a": 1, "b": [1]}]}) == ["rows[0].a  1", "rows[0].b  1"]
+
+
+def test_a_table_is_cut_where_nobody_reads_on() -> None:
+    lines = plain_lines({"rows": [{"a": at, "b": 0} for at in range(103)]})
+    assert lines[-2:] == ["  99  0", "  … 3 more with --json"]
+
+
 def test_a_document_holds_every_kind_of_fact() -> None:
     one = console(as_json=True)
     one.result(Report(subject="s", facts={"t": (1, float("-inf")), "3": {"n": float("nan")}, "lines": "\n"}))

@@ -43,6 +43,22 @@ def test_the_way_of_a_model(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     assert names(folder) == {"net.onnx", "samples.npz"} | made
 
 
+def test_figures_by_class_group_and_batch_are_tables(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = "eval net.onnx --data samples.npz --slices y --batch 1,8 --plot eval.svg"
+    assert status_of(command.split()) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[lines.index("classes") + 1].split()[:3] == ["class", "support", "precision"]
+    assert lines[lines.index("slices.groups") + 1].split() == ["group", "samples", "value", "low", "high"]
+    assert [lines[lines.index("latencies") + at].split()[0] for at in (1, 2, 3)] == ["batch", "1", "8"]
+    assert err == ""
+    assert names(folder) == {"net.onnx", "samples.npz", "eval.svg"}
+    assert status_of([*command.split(), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [row["class"] for row in document["result"]["classes"]] == [0, 1, 2, 3]
+    assert document["result"]["latencies"][1]["batch"] == 8
+
+
 def test_a_gate_that_is_not_met_shows_what_was_measured(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gated = ["eval", "net.onnx", "--data", "samples.npz", "--min-accuracy", "1"]
     assert status_of(gated) == 1
@@ -78,6 +94,10 @@ def test_a_refused_result_is_not_written(folder: Path, capsys: pytest.CaptureFix
         ("eval net.onnx --data samples.txt", "samples.txt: no reader for .txt"),
         ("eval net.onnx --data wide.npz", "input 'x': expected float32[N,1,8,8], found float64[N,1,9,9]"),
         ("eval net.onnx --data bare.npz", "bare.npz: has no labels 'y'"),
+        ("eval net.onnx --data samples.npz --slices who", "samples.npz: has no column 'who'; its columns: y"),
+        ("eval net.onnx --data samples.npz --metric none:score", "there is no module 'none' in this folder"),
+        ("eval net.onnx --data samples.npz --batch 1,x", "--batch 1,x: must be numbers of samples"),
+        ("eval net.onnx --plot net.onnx", "--plot net.onnx: only .svg is drawn"),
         ("quantize net.onnx -o q.onnx --data nan.npz", "holds NaN, infinity"),
         ("quantize net.onnx -o q.onnx --data wide.npz", "found float64[N,1,9,9]"),
         ("quantize net.onnx -o q.onnx --data bare.npz --max-drop 1", "no labels 'y'"),

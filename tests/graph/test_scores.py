@@ -1,10 +1,11 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from modelctl.data.samples import Array, Samples
-from modelctl.errors import DataError
+from modelctl.errors import DataError, UsageError
 from modelctl.graph import scores
 from modelctl.options import Metric
 
@@ -43,6 +44,74 @@ def test_f1_is_the_mean_over_the_classes_that_occur() -> None:
     found = scores.score(Metric.F1, np.eye(9)[predicted], labelled([0, 1, 1, 1]), "")
     assert math.isclose(found["value"], (2 / 3 + 4 / 5) / 2)
     assert found["low"] <= found["value"] <= found["high"]
+
+
+def test_an_interval_goes_by_its_seed() -> None:
+    labels = np.random.default_rng(0).integers(0, 3, 60)
+    answers = np.random.default_rng(1).random((60, 3))
+    samples = Samples({"x": labels}, labels)
+    first, again, other = (scores.score(Metric.F1, answers, samples, "", seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first["value"] == other["value"]
+    assert first["low"] != other["low"]
+
+
+def test_the_interval_of_an_rmse_covers_it_as_often_as_it_says() -> None:
+    random = np.random.default_rng(0)
+    covered = 0
+    for seed in range(100):
+        off = random.normal(0, 2, 80)
+        found = scores.score(Metric.RMSE, off, Samples({"x": off}, np.zeros(80)), "", seed)
+        covered += found["low"] <= 2 <= found["high"]
+    assert 86 <= covered <= 99
+
+
+def write_metrics(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "ownmetrics.py").write_text(
+        "def right(answers, labels):\n    return (answers.argmax(1) == labels).mean()\n"
+        "def greedy(answers, labels):\n    answers[:] = 0\n    return 1.0\n"
+        "def fails(answers, labels):\n    raise KeyError('no such class')\n"
+        "def words(answers, labels):\n    return '0.5'\n"
+        "def nothing(answers, labels):\n    return None\n"
+        "def many(answers, labels):\n    return labels\n"
+        "def nan(answers, labels):\n    return float('nan')\n"
+        "def picky(answers, labels):\n    return 1 / (len(set(labels.tolist())) == 5)\n"
+        "constant = 3\n"
+    )
+    monkeypatch.chdir(folder)
+
+
+def test_a_metric_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_metrics(tmp_path, monkeypatch)
+    found = scores.score(scores.own("ownmetrics:right"), FIVE, labelled([0, 1, 2, 3, 0]), "")
+    assert (found["metric"], found["value"], found["samples"]) == ("ownmetrics:right", 0.8, 5)
+    assert found["low"] < 0.8 < found["high"]
+    # Where it can't be taken of most resamples it has no interval.
+    found = scores.score(scores.own("ownmetrics:picky"), FIVE, labelled([0, 1, 2, 3, 4]), "")
+    assert found["value"] == 1
+    assert math.isnan(found["low"])
+    assert not list(tmp_path.glob("__pycache__"))
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "says"),
+    [
+        ("greedy", DataError, r"ownmetrics\.py:4: ValueError: assignment destination is read-only"),
+        ("fails", DataError, r"ownmetrics:fails: ownmetrics\.py:7: KeyError: 'no such class'"),
+        ("words", DataError, "gave str '0.5', and a metric is a finite number"),
+        ("nothing", DataError, "ownmetrics:nothing: "),
+        ("many", DataError, "gave ndarray"),
+        ("nan", DataError, "gave float nan"),
+        ("absent", UsageError, "has no 'absent'"),
+        ("constant", UsageError, "is int"),
+    ],
+)
+def test_a_metric_that_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: type[Exception], says: str
+) -> None:
+    write_metrics(tmp_path, monkeypatch)
+    with pytest.raises(error, match=says):
+        scores.score(scores.own(f"ownmetrics:{name}"), FIVE, labelled([0, 1, 2, 3, 0]), "")
 
 
 def test_rmse_and_its_drop_in_hundredths_of_the_spread() -> None:

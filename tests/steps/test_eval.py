@@ -5,6 +5,7 @@ import nets
 import numpy as np
 import pytest
 from artifacts import names
+from onnx import helper
 
 from modelctl.artifact import Artifact
 from modelctl.errors import ArtifactError, CheckFailed, DataError, KeyFileError, UnsupportedError, UsageError
@@ -82,8 +83,132 @@ def test_samples_without_labels_are_enough_beside_a_baseline_only(net: Artifact,
         evaluate(net, asked(data=bare, baseline=net.path, max_drop=1))
 
 
+def test_what_a_classifiers_answers_tell_beyond_their_score(net: Artifact, data: str) -> None:
+    found = evaluate(net, asked(data=data)).facts
+    rows = found["classes"]
+    assert [row["class"] for row in rows] == [0, 1, 2, 3]
+    assert sum(row["support"] for row in rows) == 100
+    assert sum(row["support"] * row["recall"] for row in rows) == pytest.approx(100 * found["accuracy"]["value"])
+    assert found["calibration"]["answers"] == "logits"
+    assert 0 <= found["calibration"]["error"] <= 1
+    assert found["macs"] == 8 * 9 * 64 + 64 * 72 * 16 + 256 * 4
+    assert not {"flips", "slices", "latencies", "notes"} & set(found)
+
+
+def test_flips_against_a_baseline(net: Artifact, data: str, tmp_path: Path) -> None:
+    other = nets.save(nets.linear(), tmp_path / "linear.onnx")
+    found = evaluate(net, asked(data=data, baseline=other)).facts
+    flips = found["flips"]
+    lost = flips["right_to_wrong"] - flips["wrong_to_right"]
+    assert lost == pytest.approx(found["drop_pp"])
+    changed = flips["right_to_wrong"] + flips["wrong_to_right"] + flips["wrong_otherwise"]
+    assert found["agreement"] == pytest.approx(1 - changed / 100)
+    assert found["agreement_low"] < found["agreement"] < found["agreement_high"]
+    assert evaluate(net, asked(data=data, baseline=net.path)).facts["flips"]["p_value"] == 1
+
+
+def test_groups_and_the_gate_on_their_gap(net: Artifact, tmp_path: Path) -> None:
+    pictures, labels = nets.samples(1000)
+    who = np.where(np.arange(1000) % 3 == 0, "left", "right")
+    pictures[who == "left"] += np.random.default_rng(0).standard_normal((334, 1, 8, 8)).astype(np.float32)
+    data = str(nets.save_npz(tmp_path / "who.npz", x=pictures, y=labels, who=who))
+    found = evaluate(net, asked(data=data, slices="who", max_gap=100)).facts
+    assert [row["group"] for row in found["slices"]["groups"]] == ["left", "right"]
+    assert sum(row["samples"] for row in found["slices"]["groups"]) == 100
+    assert found["slices"]["lowest"] == "left"
+    assert found["gates"]["max_gap"] == {"wanted": 100, "found": found["slices"]["gap_pp"], "met": True}
+    with pytest.raises(CheckFailed, match=r"max_gap wanted 1, found \d"):
+        evaluate(net, asked(data=data, slices="who", max_gap=1))
+    beside = evaluate(net, asked(data=data, slices="who", baseline=net.path)).facts["slices"]
+    assert beside["gap_before_pp"] == beside["gap_pp"] > 0
+    with pytest.raises(DataError, match=r"who\.npz: has no column 'when'; its columns: who, y"):
+        evaluate(net, asked(data=data, slices="when"))
+    with pytest.raises(DataError, match="a folder of IDX files holds images and labels only"):
+        evaluate(net, asked(data=str(nets.write_idx(tmp_path)), slices="who"))
+
+
+def test_several_batches_are_each_timed(net: Artifact, data: str, tmp_path: Path) -> None:
+    found = evaluate(net, asked(batch="8,1,8", max_latency_ms=1e6)).facts
+    assert found["latency"]["batch"] == 8
+    assert [row["batch"] for row in found["latencies"]] == [1, 8]
+    assert found["latencies"][1]["p50_ms"] == found["latency"]["p50_ms"] == found["gates"]["max_latency_ms"]["found"]
+    assert all(row["samples_per_s"] > 0 for row in found["latencies"])
+    beside = evaluate(net, asked(data=data, batch="1,4", baseline=net.path)).facts
+    assert all(row["speedup_low"] <= row["speedup"] <= row["speedup_high"] for row in beside["latencies"])
+    fixed = Artifact.open(nets.save(nets.convolutional(batch=7), tmp_path / "fixed.onnx"))
+    found = evaluate(fixed, asked(batch="1,8")).facts
+    assert (found["latency"]["batch"], "latencies" in found) == (7, False)
+
+
+def test_a_metric_of_ones_own_counts_for_gates(
+    net: Artifact, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "evalmetric.py").write_text(
+        "def half(answers, labels):\n    return (answers.argmax(1) == labels).mean() / 2\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    found = evaluate(net, asked(data=data, metric="evalmetric:half", baseline=net.path, max_drop=1)).facts
+    assert found["accuracy"]["metric"] == "evalmetric:half"
+    assert 0.4 < found["accuracy"]["low"] < found["accuracy"]["value"] < found["accuracy"]["high"] <= 0.5
+    assert set(found["metric_code"]["files"]) == {"evalmetric.py"}
+    with pytest.raises(CheckFailed, match=r"min_accuracy wanted 0\.6"):
+        evaluate(net, asked(data=data, metric="evalmetric:half", min_accuracy=0.6))
+
+
+def test_labels_of_one_class_are_noted(net: Artifact, tmp_path: Path) -> None:
+    pictures, labels = nets.samples(400)
+    data = str(nets.save_npz(tmp_path / "one.npz", x=pictures[labels == 2], y=labels[labels == 2]))
+    (note,) = evaluate(net, asked(data=data)).facts["notes"]
+    assert note.startswith("all labels are of class 2")
+
+
+def test_labels_that_are_no_number_are_refused(net: Artifact, tmp_path: Path) -> None:
+    data = str(nets.save_npz(tmp_path / "nan.npz", x=nets.samples(50)[0], y=np.full(50, np.nan)))
+    with pytest.raises(DataError, match="labels 'y': hold NaN or infinity"):
+        evaluate(net, asked(data=data))
+
+
+def test_a_picture_is_drawn_even_where_a_gate_says_no(net: Artifact, data: str, tmp_path: Path) -> None:
+    plot = tmp_path / "eval.svg"
+    before = names(tmp_path)
+    with pytest.raises(CheckFailed):
+        evaluate(net, asked(data=data, plot=str(plot), min_accuracy=1, batch="1,4"))
+    assert plot.read_text().count("<g ") == 2
+    assert names(tmp_path) == before | {"eval.svg"}
+    assert evaluate(net, asked(plot=str(plot))).facts["plot"] == str(plot)
+    assert plot.read_text().count("<g ") == 1
+
+
+def test_a_picture_that_can_not_be_written_is_refused_before_any_work(net: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "folder.svg").mkdir()
+    for place, says in (("none/a.svg", "no such folder"), ("folder.svg", "is a folder")):
+        with pytest.raises(UsageError, match=says):
+            evaluate(net, asked(plot=str(tmp_path / place), data="none.npz"))
+
+
+def test_macs_that_can_not_be_told_are_left_out(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["places"]),
+        helper.make_node("Cast", ["places"], ["floats"], to=1),
+        helper.make_node("MatMul", ["w", "floats"], ["product"]),
+        helper.make_node("Identity", ["x"], ["logits"]),
+    ]
+    model = nets.model_of(nodes, {"w": np.ones((3, 2), np.float32)}, ["batch", 2], ["batch", 2])
+    model.graph.output.append(helper.make_tensor_value_info("product", 1, [3, None]))
+    found = evaluate(Artifact.open(nets.save(model, tmp_path / "odd.onnx")), asked()).facts
+    assert "macs" not in found
+    assert found["latency"]["p50_ms"] > 0
+
+
 def test_a_gate_needs_what_it_compares_with() -> None:
     for options, says in (
+        ({"slices": "who"}, "--slices needs samples"),
+        ({"max_gap": 1, "data": "d.npz"}, "--max-gap needs groups"),
+        ({"metric": "top7"}, "--metric top7: not one of auto, top1, top5, f1, rmse, or module:function"),
+        ({"plot": "net.onnx"}, r"--plot net\.onnx: only \.svg is drawn"),
+        ({"batch": "1,,8"}, "--batch 1,,8: must be numbers of samples"),
+        ({"batch": "0"}, "--batch 0: must be"),
+        ({"batch": "99999999"}, "--batch 99999999: must be"),
         ({"min_accuracy": 0.5}, "--min-accuracy needs samples"),
         ({"max_drop": 1, "data": "d.npz"}, "--max-drop needs a model to compare with"),
         ({"min_speedup": 1}, "--min-speedup needs a model"),

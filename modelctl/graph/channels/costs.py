@@ -64,8 +64,10 @@ def _macs(node: onnx.NodeProto, shapes: Shapes) -> int:
     if operator not in known:
         return 0
     given = [shapes.shape.get(name, ()) if name else () for name in node.input]
+    if len(given) < 2:  # an Einsum of one thing sums, and multiplies nothing
+        return 0
     out = shapes.shape.get(node.output[0]) or shapes.shape.get(node.output[-1], ())
-    if () in (given[0], given[1], out):
+    if () in (given[0], given[1], out) or (operator in _GATES and not given[2]):
         called = f" ({node.name})" if node.name else ""
         raise UnsupportedError(f"{operator}{called}: its shape can't be inferred, so its cost is not known")
     attributes = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}

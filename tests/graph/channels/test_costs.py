@@ -85,3 +85,30 @@ def test_the_model_is_left_as_it_is() -> None:
     before.CopyFrom(model)
     macs(model)
     assert model == before
+
+
+def test_an_einsum_of_one_thing_multiplies_nothing() -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Einsum", ["x"], ["y"], equation="bij->bi")],
+        "one",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 3])],
+    )
+    assert macs(helper.make_model(graph)) == 0
+
+
+def test_a_recurrent_layer_whose_weights_have_no_known_shape_is_told() -> None:
+    nodes = [
+        helper.make_node("NonZero", ["r"], ["odd"]),
+        helper.make_node("Reshape", ["odd", "odd2"], ["rr"]),
+        helper.make_node("GRU", ["x", "w", "rr"], ["y"]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [5, 1, 4]),
+        helper.make_tensor_value_info("w", TensorProto.FLOAT, [1, 9, 4]),
+        helper.make_tensor_value_info("r", TensorProto.FLOAT, [1, 9, 3]),
+        helper.make_tensor_value_info("odd2", TensorProto.INT64, [3]),
+    ]
+    graph = helper.make_graph(nodes, "g", inputs, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
+    with pytest.raises(UnsupportedError, match="GRU: its shape can't be inferred"):
+        macs(helper.make_model(graph))
