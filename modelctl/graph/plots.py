@@ -12,10 +12,12 @@ from modelctl.data.samples import Array
 
 Row = Mapping[str, Any]
 
+HEAD_OF_EVAL = '<svg xmlns="http://www.w3.org/2000/svg" id="modelctl-eval"'  # how each picture of `report` begins
+
 PANEL, MARGIN, HEAD, FOOT = 440, 70, 70, 90  # of a panel its side, and what lies around it
 MOST_NUMBERED = 20  # classes; with more of them a cell is too small for its number
 MOST_TICKS = 20
-MOST_LABELLED = 8  # batches
+MOST_LABELLED = 10  # batches
 MOST_LETTERS = 50  # of a name
 PAPER, INK, GREY, FAINT = "#ffffff", "#1b1f24", "#59636e", "#d8dee4"
 FULL = (11, 92, 173)  # the colour of a cell that holds all of its row, and of a model's times
@@ -37,7 +39,7 @@ def report(name: str, confusion: Array | None, latencies: Sequence[Row]) -> str:
         for line in (f'<g transform="translate({at * step + MARGIN} {HEAD})">', *panel, "</g>")
     )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'{HEAD_OF_EVAL} viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'font-family="system-ui, sans-serif" role="img">\n<title>{_plain(name)}</title>\n'
         f'<rect width="{width}" height="{height}" fill="{PAPER}"/>\n'
         f"{_text(MARGIN, 24, name, 15, anchor='start')}\n{drawn}\n</svg>\n"
@@ -91,7 +93,8 @@ def _latency(rows: Sequence[Row]) -> Iterator[str]:
         yield _line(x - 6, p95, x + 6, p95, colour, 2)
         yield f'<circle cx="{x:.1f}" cy="{p50:.1f}" r="5" fill="{colour}"/>'
         if old:
-            yield f'<circle cx="{x:.1f}" cy="{place(old):.1f}" r="5" fill="none" stroke="{GREY}" stroke-width="2"/>'
+            aside, y = x - 14, place(old)
+            yield f'<circle cx="{aside:.1f}" cy="{y:.1f}" r="5" fill="none" stroke="{GREY}" stroke-width="2"/>'
         if at % step == 0:
             yield _text(x + 10, p50 + 4, f"{row['p50_ms']:.3g}", 11, INK, "start")
             yield _text(x, PANEL + 16, str(row["batch"]), 11, GREY)

@@ -1,5 +1,6 @@
 """`eval`: accuracy with its interval, latency, size, parameters, beside a baseline; gates turn a no into exit 1."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,7 @@ def eval(model: Artifact, options: EvalOptions, progress: Progress = silent) -> 
     not onnx; of a sealed model, what `envelope.open_sealed` raises; of a metric of one's own, what `scores.own` does.
     """
     if options.plot is not None:
-        refuse_no_folder(Path(options.plot))
-        refuse_no_file(Path(options.plot))
+        _check_plot(Path(options.plot))
     payload = _opened(model, options, progress)
     graph = onnx_format.parse(payload)  # says what is wrong with a file that is none better than onnxruntime does
     session = Session(payload)
@@ -179,6 +179,16 @@ def _latencies(facts: dict[str, Any]) -> list[dict[str, Any]]:
     """One row for each batch that was timed."""
     rows: list[dict[str, Any]] = facts.get("latencies", [facts["latency"]])
     return rows
+
+
+def _check_plot(path: Path) -> None:
+    """UsageError where a picture can't be written, or would take the place of one that `eval` did not draw."""
+    refuse_no_folder(path)
+    refuse_no_file(path)
+    if path.exists():
+        with path.open("rb") as file:
+            if file.read(len(plots.HEAD_OF_EVAL)) != plots.HEAD_OF_EVAL.encode():
+                raise UsageError(f"{path}: stands already, and eval did not draw it", f"rm {shlex.quote(str(path))}")
 
 
 def _write(path: Path, text: str) -> None:

@@ -181,7 +181,8 @@ def test_a_picture_is_drawn_even_where_a_gate_says_no(net: Artifact, data: str, 
 
 def test_a_picture_that_can_not_be_written_is_refused_before_any_work(net: Artifact, tmp_path: Path) -> None:
     (tmp_path / "folder.svg").mkdir()
-    for place, says in (("none/a.svg", "no such folder"), ("folder.svg", "is a folder")):
+    (tmp_path / "mine.svg").write_text("<svg/>")
+    for place, says in (("none/a.svg", "no such folder"), ("folder.svg", "is a folder"), ("mine.svg", "did not draw")):
         with pytest.raises(UsageError, match=says):
             evaluate(net, asked(plot=str(tmp_path / place), data="none.npz"))
 
