@@ -161,7 +161,7 @@ class EvalOptions(OpeningOptions):
         """The batches to be timed, in the order given."""
         parts = str(self.batch).split(",")
         if not all(part.isascii() and part.isdigit() and len(part) < 8 and int(part) > 0 for part in parts):
-            raise UsageError(f"--batch {self.batch}: must be numbers of samples", "--batch 1,8,64")
+            raise UsageError(f"--batch {self.batch}: must be numbers of samples", "--batch '1,8,64'")
         return tuple(map(int, parts))
 
 
