@@ -169,14 +169,11 @@ def mse(found: Histogram, bits: int = 8) -> Range:
     low, high = min(found.low, 0.0), max(found.high, 0.0)
     if not found.total or low == high:
         return minmax(found)
-    coarse, fine = np.geomspace(1 / 16, 1, 33), np.linspace(0.92, 1.08, 17)
-    best = (low, high)
-    for shares, both, one in ((coarse, True, True), (fine, False, True)):
-        if both:
-            best = _least(found, bits, [(low * share, high * share) for share in shares])
-        if one:
-            best = _least(found, bits, [(best[0], min(best[1] * share, high)) for share in shares] + [best])
-            best = _least(found, bits, [(max(best[0] * share, low), best[1]) for share in shares] + [best])
+    coarse, fine = np.geomspace(1 / 16, 1, 33).tolist(), np.linspace(0.92, 1.08, 17).tolist()
+    best = _least(found, bits, [(low * share, high * share) for share in coarse])
+    for shares in (coarse, fine):
+        best = _least(found, bits, [best, *((best[0], min(best[1] * share, high)) for share in shares)])
+        best = _least(found, bits, [best, *((max(best[0] * share, low), best[1]) for share in shares)])
     return best
 
 

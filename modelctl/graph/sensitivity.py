@@ -2,9 +2,10 @@
 
 A node y = W·x computes (W + ΔW)·(x + Δx). To first order, with errors that have nothing to do with one another, the
 noise in output channel c is Var(x)·Σ ΔW_c² + (E x)²·(Σ ΔW_c)² from the weights and E Δx²·Σ W_c² from the input: ΔW is
-known, the rest is in the histogram of x. A sum has its inputs' errors, a product of activations their relative ones.
-The ratio of the output's own variance to the noise, in decibels, is the usual SQNR (R. M. Gray and D. L. Neuhoff,
-Quantization, IEEE Trans. Inf. Theory 44, 1998).
+known, the rest is in the histogram of x. A sum has its inputs' errors, a product of activations their relative ones. If
+no quantized node reads y, the error of quantizing y itself is added: else it is its reader's. The ratio of the output's
+own variance to the noise, in decibels, is the usual SQNR (R. M. Gray and D. L. Neuhoff, Quantization, IEEE Trans. Inf.
+Theory 44, 1998).
 
 What that does to the model's answer is told by `pulls`: noise of power n on a value y adds n·Σ (∂o/∂y)² to the outputs
 o, and Σ (∂o/∂y)² = E_v (∂(v·o)/∂y)² for random signs v (M. F. Hutchinson, Commun. Stat. Simul. Comput. 19, 1990): a
@@ -12,7 +13,7 @@ gradient a draw, for all values at once. No label is needed.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,15 +33,16 @@ DRAWS = 8
 class Harm:
     """What quantizing one node costs.
 
-    `from_weights`, `from_inputs`: power of the noise in its output, the mean over channels. `sqnr_db`: the variance of
-    the output to both together, −∞ where it can't be quantized. `share`: power of the noise in the model's outputs to
-    their variance; None where no pull is known.
+    `from_weights`, `from_inputs`, `from_output`: power of the noise in its output, the mean over channels. `sqnr_db`:
+    the variance of the output to all of them, −∞ where it can't be quantized. `share`: power of the noise in the
+    model's outputs to their variance; None where no pull is known.
     """
 
     node: str
     op_type: str
     from_weights: float
     from_inputs: float
+    from_output: float
     sqnr_db: float
     share: float | None = None
 
@@ -50,21 +52,25 @@ def rank(
     histograms: Mapping[str, Histogram],
     ranges: Mapping[str, Range],
     pulls: Mapping[str, Array] | None = None,
+    types: Collection[str] = TYPES,
     weight_bits: int = 8,
     activation_bits: int = 8,
     per_channel: bool = True,
 ) -> list[Harm]:
     """The nodes of `TYPES`, the most harmed first: by `share` as far as `pulls` tell it, then by SQNR.
 
-    `histograms` of inputs and outputs, `ranges` that the inputs are to be quantized in; nodes without them are left
-    out. Where a value was infinite or NaN the node comes first. A constant first factor of a product counts as exact.
+    `histograms` of inputs and outputs and the `ranges` to quantize them in; nodes without them are left out, and those
+    that are not of the `types` to quantize (others than `TYPES` may be among these: they tell who reads a value in few
+    bits). Where a value was infinite or NaN the node comes first. A constant first factor of a product counts as exact.
     """
     held = {tensor.name: tensor for tensor in model.graph.initializer}
+    passed_on = {name for node in model.graph.node if node.op_type in types for name in node.input}
+    passed_on |= {one.name for one in model.graph.output}  # stay in float
     found = []
     for node in model.graph.node:
         values = [name for name in node.input[:2] if name not in held]
-        known = all(name in histograms and name in ranges for name in values) and node.output[0] in histograms
-        if node.op_type not in TYPES or not values or not known:
+        known = all(name in histograms and name in ranges for name in (*values, node.output[0]))
+        if node.op_type not in TYPES or node.op_type not in types or not values or not known:
             continue
         seen, out = [histograms[name] for name in values], histograms[node.output[0]]
         errors = [expected_error(one, ranges[name], activation_bits) for name, one in zip(values, seen, strict=True)]
@@ -75,8 +81,9 @@ def rank(
         else:
             from_inputs = np.array([_joined(node, seen, errors, out)])
             from_weights = np.zeros(1)
+        own = 0.0 if node.output[0] in passed_on else expected_error(out, ranges[node.output[0]], activation_bits)
         bounded = not any(one.unbounded for one in (*seen, out))
-        found.append(_harm(node, from_weights, from_inputs, out, bounded, (pulls or {}).get(node.output[0])))
+        found.append(_harm(node, from_weights, from_inputs, own, out, bounded, (pulls or {}).get(node.output[0])))
     return sorted(found, key=lambda one: (one.share is None, -(one.share or 0), one.sqnr_db))
 
 
@@ -151,17 +158,24 @@ def _joined(node: onnx.NodeProto, seen: Sequence[Histogram], errors: Sequence[fl
 
 
 def _harm(
-    node: onnx.NodeProto, from_weights: Array, from_inputs: Array, out: Histogram, bounded: bool, pull: Array | None
+    node: onnx.NodeProto,
+    from_weights: Array,
+    from_inputs: Array,
+    from_output: float,
+    out: Histogram,
+    bounded: bool,
+    pull: Array | None,
 ) -> Harm:
-    noise = from_weights + from_inputs
-    signal, both = max(out.power() - out.mean() ** 2, 0), float(noise.mean())
-    quality = 10 * math.log10(signal / both) if signal and both else -math.inf if both else math.inf
+    noise = from_weights + from_inputs + from_output
+    signal, all_of_it = max(out.power() - out.mean() ** 2, 0), float(noise.mean())
+    quality = 10 * math.log10(signal / all_of_it) if signal and all_of_it else -math.inf if all_of_it else math.inf
     share = None if pull is None else float((pull * noise.reshape(-1, noise.shape[-1]).mean(0)).sum())
     return Harm(
         node=node.name,
         op_type=node.op_type,
         from_weights=float(from_weights.mean()),
         from_inputs=float(from_inputs.mean()),
+        from_output=from_output,
         sqnr_db=quality if bounded else -math.inf,
         share=share if bounded or share is None else math.inf,
     )

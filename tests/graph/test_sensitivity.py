@@ -93,7 +93,7 @@ def _outlier(name: str) -> dict[str, Array]:
 def test_layer_with_outlier_weights_comes_first_and_pays_back_in_float(name: str, pulled: bool, tmp_path: Path) -> None:
     model, samples = _net(_outlier(name)), _samples()
     found, ranges, pull = _seen(model, samples, tmp_path)
-    worst = rank(model, found, ranges, pull if pulled else None)[0]
+    worst = rank(model, found, ranges, pull if pulled else None, ("Conv", "Gemm"))[0]
     assert worst.node == name and worst.from_weights > worst.from_inputs
     fresh = _samples(seed=9)
     assert _lost(model, ranges, tmp_path, fresh, name) < 0.5 * _lost(model, ranges, tmp_path, fresh)
@@ -105,7 +105,7 @@ def test_layer_with_outlier_activations_comes_first_and_pays_back_in_float(pulle
     tamed[:, 0] = 1 / 60
     model, samples = _net({"conv1": tamed}), _samples(stretched=60)
     found, ranges, pull = _seen(model, samples, tmp_path)
-    worst = rank(model, found, ranges, pull if pulled else None)[0]
+    worst = rank(model, found, ranges, pull if pulled else None, ("Conv", "Gemm"))[0]
     assert worst.node == "conv1" and worst.from_inputs > worst.from_weights
     fresh = _samples(seed=9, stretched=60)
     assert _lost(model, ranges, tmp_path, fresh, "conv1") < 0.5 * _lost(model, ranges, tmp_path, fresh)
@@ -125,6 +125,18 @@ def test_share_is_what_rounded_weights_do_to_the_answer(name: str, tmp_path: Pat
     wanted = nets.run(model, pictures)
     lost = np.mean((nets.run(rounded, pictures) - wanted) ** 2) / wanted.var()
     assert 0.5 < told.share / lost < 2
+
+
+def test_shares_add_up_to_what_onnxruntime_loses(tmp_path: Path) -> None:
+    model, samples = _net(), _samples()
+    found, ranges, pull = _seen(model, samples, tmp_path)
+    told = rank(model, found, ranges, pull, ("Conv", "Gemm"))
+    lost = _lost(model, ranges, tmp_path, samples) / nets.run(model, samples.inputs["x"]).var()
+    assert 0.5 < sum(one.share or 0 for one in told) / lost < 2
+    assert {one.node: one.from_output > 0 for one in told} == {
+        name: name != "dense"
+        for name in SHAPES  # the convolutions are followed by a Relu in float
+    }
 
 
 def test_pull_of_an_output_on_itself_is_one_to_its_variance(tmp_path: Path) -> None:
@@ -153,7 +165,7 @@ def test_sums_and_products_carry_the_errors_of_what_they_join(tmp_path: Path) ->
     x = random.standard_normal((200, 16, 16)).astype(np.float32)
     samples = Samples({"x": x})
     found, ranges, _ = _seen(model, samples, tmp_path)
-    told = {one.node: one for one in rank(model, found, ranges, activation_bits=6)}
+    told = {one.node: one for one in rank(model, found, ranges, types=(*TYPES, "Concat"), activation_bits=6)}
     assert set(told) == {"weighted", "sum", "product", "matrix"}
     a = x @ held["w"]
     xs, as_ = (_rounded(array, *ranges[value], 6) for array, value in ((x, "x"), (a, "a")))
