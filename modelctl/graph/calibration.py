@@ -64,25 +64,23 @@ class Calibrator:
         except (*LOAD_ERRORS, ort_errors.NotImplemented) as error:
             raise UnsupportedError(f"{name}: can't be run to be calibrated: {reason(error)}") from error
         kinds = {one.name: one.type for one in (*self._session.get_inputs(), *self._session.get_outputs())}
-        self._given = {one.name for one in self._session.get_inputs()}
-        self._names = [value for value in names if kinds[value] in _FLOATS]
-        self._asked = [value for value in self._names if value not in self._given]
-        self.histograms = {value: Histogram() for value in self._names}
+        self.histograms = {value: Histogram() for value in names if kinds[value] in _FLOATS}
+        given = {one.name for one in self._session.get_inputs()}
+        self._asked = [value for value in self.histograms if value not in given]
 
     def watch(self, batches: Iterable[Samples], progress: Progress = silent, total: int | None = None) -> None:
         """Take in what `batches` (of `total`, if known) give; may be called again, with more. DataError if one fails.
 
-        Batches in any order give the same histograms.
+        Batches in any order give the same histograms; one that fails leaves nothing in them.
         """
         for place, batch in enumerate(batches, 1):
-            for value, array in batch.inputs.items():
-                if value in self.histograms and value in self._given:
-                    self.histograms[value].add(array)
             given = {value: ort.OrtValue.ortvalue_from_numpy(array) for value, array in batch.inputs.items()}
             try:
                 found = self._session.run_with_ort_values(self._asked, given) if self._asked else []
             except (ort_errors.InvalidArgument, ValueError, ort_errors.Fail, ort_errors.RuntimeException) as error:
                 raise DataError(f"{self.name}: failed on the calibration samples: {reason(error)}") from error
+            for value in self.histograms.keys() & batch.inputs.keys():
+                self.histograms[value].add(batch.inputs[value])
             for value in self._asked:
                 self.histograms[value].add(found.pop(0).numpy())  # let go of, one after the other
             progress.advance("calibrating", place, total, "batches")

@@ -124,6 +124,7 @@ def test_what_does_not_fit_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"net\.onnx: failed on the calibration samples: ") as caught:
         made.watch([Samples({"x": np.zeros((1, 1, 4, 9), np.float32)})])
     assert "\n" not in caught.value.message
+    assert all(found.total == 0 for found in made.histograms.values())
     nodes = [helper.make_node("Missing", ["x"], ["logits"], "missing", domain="nowhere")]
     unknown = nets.model_of(nodes, {}, ["n"], ["n"])
     unknown.opset_import.append(helper.make_opsetid("nowhere", 1))
