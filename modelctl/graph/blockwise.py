@@ -16,8 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from modelctl.artifact import Payload
 from modelctl.data.samples import Array
+from modelctl.errors import UsageError
 from modelctl.graph import weights
-from modelctl.graph.blocks import BLOCKS, Coded, Coding, for_lookup, for_product, plainly
+from modelctl.graph.blocks import BITS, BLOCKS, Coded, Coding, for_lookup, for_product, plainly
 from modelctl.graph.correction import corrected
 from modelctl.graph.watching import Batches, moments
 
@@ -49,6 +50,10 @@ class Packing:
     """Names of nodes whose weights stay as they are."""
     by_size: bool = True
     """Correct the weights of the largest inputs first: in nets of every kind tried that left the smaller error."""
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITS or self.block not in (None, *BLOCKS):
+            raise UsageError(f"weights are packed in {BITS} bits and blocks of {BLOCKS}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,7 +283,7 @@ def _size(job: _Job, coding: Coding) -> int:
 def _packed(graph: onnx.GraphProto, job: _Job, packing: Packing, learned: Moments) -> list[Decision]:
     """Pack one weight in the smallest form within the error, or leave it."""
     array = job.values()
-    values = array.astype(np.float32)
+    values = np.ascontiguousarray(array, np.float32)  # [K, N] row by row, which rounding goes along
     known = bool(job.inputs) and all(value in learned for value in job.inputs)
     hessian = np.sum([learned[value] for value in job.inputs], 0) if known else None
     found, error = None, 0.0

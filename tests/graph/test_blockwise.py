@@ -16,7 +16,7 @@ from onnxruntime.capi import _pybind_state
 
 from modelctl.artifact import Payload
 from modelctl.data.samples import Array
-from modelctl.errors import DataError
+from modelctl.errors import DataError, UsageError
 from modelctl.graph import blocks, blockwise, correction, measure, watching, weights
 from modelctl.graph.blocks import Coding
 from modelctl.graph.blockwise import Packing
@@ -303,3 +303,9 @@ def test_samples_that_do_not_fit_are_refused(shape: tuple[int, int], number: flo
         blockwise.pack_learning(model, Packing(), payload(model), lambda: bad)
     assert kinds(model) == ["Relu", "MatMul"]
     assert [one.name for one in model.graph.output] == ["logits"]
+
+
+@pytest.mark.parametrize("options", [{"bits": 3}, {"block": 48}])
+def test_other_bits_and_blocks_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="blocks of"):
+        Packing(**options)  # type: ignore[arg-type]
