@@ -18,6 +18,7 @@ README = generated.README.read_text()
 # The table of design and issue: what scripts rely on.
 PROMISED = {
     "export": "--weights --input --opset --rtol --atol --data --allow-vacuous --unsafe-pickle",
+    "optimize": "--float16 --rtol --atol --allow-vacuous --data --max-drop --min-speedup",
     "quantize": "--method --bits --calibration --per-channel --per-tensor --data --samples --max-drop --min-speedup "
     "--op-type --exclude",
     "prune": "--sparsity --threshold --keep --data --max-drop --min-speedup",

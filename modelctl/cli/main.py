@@ -23,6 +23,7 @@ from modelctl.errors import ModelctlError
 
 COMMANDS = (
     "export",
+    "optimize",
     "quantize",
     "prune",
     "distill",

@@ -37,7 +37,13 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
     for _ in range(2):
         fold_constants(graph)
         rewriter.rewrite(graph, rules)
-    for tidy in (
+    tidy(graph)
+    return ir.serde.serialize_model(graph)
+
+
+def tidy(graph: ir.Model) -> None:
+    """Leave out, in place, what no one reads; constants become initializers, equal shapes and equal nodes one."""
+    for one in (
         passes.RemoveUnusedNodesPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         _MergeConstants(),
@@ -46,8 +52,7 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
         passes.NameFixPass(),
         passes.RemoveUnusedOpsetsPass(),
     ):
-        tidy(graph)
-    return ir.serde.serialize_model(graph)
+        one(graph)
 
 
 class _MergeConstants(ir.passes.InPlacePass):

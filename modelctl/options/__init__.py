@@ -21,6 +21,7 @@ from modelctl.options.choices import PruneSchedule as PruneSchedule
 from modelctl.options.choices import Schedule as Schedule
 from modelctl.options.choices import Scope as Scope
 from modelctl.options.compression import DistillOptions as DistillOptions
+from modelctl.options.compression import OptimizeOptions as OptimizeOptions
 from modelctl.options.compression import PruneOptions as PruneOptions
 from modelctl.options.compression import QuantizeOptions as QuantizeOptions
 from modelctl.options.compression import TrainOptions as TrainOptions

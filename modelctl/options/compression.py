@@ -1,4 +1,4 @@
-"""The knobs of the steps that change what a model computes with: quantize, prune, distill, train."""
+"""The knobs of the steps that change what a model computes with: optimize, quantize, prune, distill, train."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,29 @@ from modelctl.options.choices import (
     Schedule,
     Scope,
 )
-from modelctl.options.shared import MeasuredOptions
+from modelctl.options.shared import ALLOW_VACUOUS, ATOL, RTOL_TEXT, MeasuredOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizeOptions(MeasuredOptions):
+    """`optimize`: fewer nodes."""
+
+    float16: Annotated[bool, Knob("store weights and compute in float16; inputs and outputs keep their types")] = False
+    rtol: Annotated[float | None, Knob(f"{RTOL_TEXT}; by default 0.0001, and 0.02 for what --float16 makes", low=0)] = (
+        None
+    )
+    atol: Annotated[float, ATOL] = 1e-6
+    allow_vacuous: Annotated[bool, ALLOW_VACUOUS] = False
+
+    @property
+    def tolerance(self) -> float:
+        """The largest relative difference before anything is in float16."""
+        return 1e-4 if self.rtol is None else self.rtol
+
+    @property
+    def float16_tolerance(self) -> float:
+        """The largest relative difference of a result in float16."""
+        return 2e-2 if self.rtol is None else self.rtol
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,9 @@ class StepOptions(Options):
 DATA = Knob(
     "samples: an .npz file or a folder of IDX files, with #split=train|test and #limit=N", remembered=Remembered.DATA
 )
+RTOL_TEXT = "largest difference allowed, relative to the spread of the output"
+ATOL = Knob("largest difference allowed, absolute", low=0)
+ALLOW_VACUOUS = Knob("accept outputs that do not depend on the input")
 PASSPHRASE = Knob("where the passphrase comes from: prompt, file:PATH or env:NAME", remembered=Remembered.NOT)
 SIGNERS = Knob(
     "public key that must have signed: a path or env:NAME; repeatable", flag="--key", remembered=Remembered.NOT

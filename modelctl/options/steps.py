@@ -7,7 +7,16 @@ from typing import Annotated
 from modelctl.errors import UsageError
 from modelctl.knobs import Knob, Options, Remembered
 from modelctl.options.choices import KeyType, Metric
-from modelctl.options.shared import DATA, PASSPHRASE, SIGNERS, OpeningOptions, StepOptions
+from modelctl.options.shared import (
+    ALLOW_VACUOUS,
+    ATOL,
+    DATA,
+    PASSPHRASE,
+    RTOL_TEXT,
+    SIGNERS,
+    OpeningOptions,
+    StepOptions,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +29,10 @@ class ExportOptions(StepOptions):
         int | None,
         Knob("ONNX operator set version; by default 20 from torch, and what it is of an .onnx file", low=18, high=24),
     ] = None
-    rtol: Annotated[float, Knob("largest difference allowed, relative to the spread of the output", low=0)] = 1e-4
-    atol: Annotated[float, Knob("largest difference allowed, absolute", low=0)] = 1e-6
+    rtol: Annotated[float, Knob(RTOL_TEXT, low=0)] = 1e-4
+    atol: Annotated[float, ATOL] = 1e-6
     data: Annotated[str | None, DATA] = None
-    allow_vacuous: Annotated[bool, Knob("accept outputs that do not depend on the input")] = False
+    allow_vacuous: Annotated[bool, ALLOW_VACUOUS] = False
     unsafe_pickle: Annotated[bool, Knob("load a pickle that can run code; only for files you made yourself")] = False
     seed: Annotated[int, Knob("seed of the inputs that parity is checked on", low=0, high=2**32 - 1)] = 0
 

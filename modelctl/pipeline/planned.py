@@ -12,6 +12,7 @@ from modelctl.options import (
     EncryptOptions,
     EvalOptions,
     ExportOptions,
+    OptimizeOptions,
     Options,
     PruneOptions,
     PullOptions,
@@ -41,6 +42,7 @@ class Kind:
 
 KINDS = {
     "export": Kind(options=ExportOptions, extra="torch"),
+    "optimize": Kind(options=OptimizeOptions),
     "quantize": Kind(options=QuantizeOptions),
     "prune": Kind(options=PruneOptions),
     "distill": Kind(options=DistillOptions, extra="torch"),
