@@ -228,6 +228,27 @@ def test_another_format_is_sent_to_the_step_that_reads_it(tmp_path: Path) -> Non
         optimize(Artifact.open(tmp_path / "net.pt2"), tmp_path / "o.onnx", asked())
 
 
+def test_a_layer_norm_of_an_older_exporter_is_one_node(tmp_path: Path) -> None:
+    make = helper.make_node
+    nodes = [
+        make("ReduceMean", ["x", "last"], ["mean"], keepdims=1),
+        make("Sub", ["x", "mean"], ["apart"]),
+        make("Pow", ["apart", "two"], ["squared"]),
+        make("ReduceMean", ["squared", "last"], ["variance"], keepdims=1),
+        make("Add", ["variance", "epsilon"], ["more"]),
+        make("Sqrt", ["more"], ["spread"]),
+        make("Div", ["apart", "spread"], ["normal"]),
+        make("Mul", ["normal", "scale"], ["scaled"]),
+        make("Add", ["scaled", "shift"], ["logits"]),
+    ]
+    random = np.random.default_rng(0)
+    numbers: dict[str, Any] = {"two": 2, "epsilon": 1e-5, "scale": random.random(8), "shift": random.random(8)}
+    held = {name: np.array(one, np.float32) for name, one in numbers.items()} | {"last": np.array([-1])}
+    model = nets.model_of(nodes, held, ["batch", 5, 8], ["batch", 5, 8], 18)
+    made = optimize(saved(model, tmp_path), tmp_path / "o.onnx", asked())
+    assert (told(made)["fused"], told(made)["nodes"]) == ({"LayerNormalization": 1}, 1)
+
+
 @pytest.mark.real_parts
 @pytest.mark.slow
 def test_the_attentions_of_a_sentence_encoder_are_fused(tmp_path: Path) -> None:
