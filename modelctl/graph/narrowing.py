@@ -137,8 +137,9 @@ class Search:
             if self._prices.get(move, 0.0) > least:
                 break
             found = self._narrowed(moves[move], whole, goal)
-            saved = self._saved(now, found, goal)
-            price = max(found.harm - now.harm, LEAST_HARM) / saved if saved > LEAST_SAVING else math.inf
+            saved = _saved(now, found, goal)
+            useful = saved * _needed(now, found, goal)
+            price = max(found.harm - now.harm, LEAST_HARM) / useful if saved > LEAST_SAVING else math.inf
             self._prices[move] = price
             if price < least:
                 best, least = found, price
@@ -174,12 +175,6 @@ class Search:
             left[LATENCY] = self._time(model) if keep else 1.0
         harm = 0.0 if goal.alike else self._harm(model)
         return Narrowed(model, keep, {name: share * whole.get(name, 1.0) for name, share in left.items()}, harm)
-
-    def _saved(self, now: Narrowed, found: Narrowed, goal: Goal) -> float:
-        """What a step saves: by the measures that the goal is not met in, on average, and in run time."""
-        counted = {MACS if what == LATENCY else what for what in goal.missed(now.left)}
-        saved = [now.left[what] - found.left[what] for what in counted]
-        return (sum(saved) / len(saved) + now.left[LATENCY] - found.left[LATENCY]) / 2
 
     def _time(self, model: onnx.ModelProto) -> float:
         """The run time as a share of the whole graph's."""
@@ -221,3 +216,19 @@ class Search:
 
 def _block(group: Group, block: int) -> int:
     return 1 if group.kind in _WHOLE_UNITS else block
+
+
+def _saved(now: Narrowed, found: Narrowed, goal: Goal) -> float:
+    """What a step saves: by the measures that the goal is not met in, on average, and in run time."""
+    counted = {MACS if what == LATENCY else what for what in goal.missed(now.left)}
+    saved = [now.left[what] - found.left[what] for what in counted]
+    return (sum(saved) / len(saved) + now.left[LATENCY] - found.left[LATENCY]) / 2
+
+
+def _needed(now: Narrowed, found: Narrowed, goal: Goal) -> float:
+    """Which part of what a step saves brings it nearer to the goal; what goes beyond does harm for nothing."""
+    shares = []
+    for what in goal.missed(now.left):
+        saved, wanted = now.left[what] - found.left[what], now.left[what] - goal.shares[what]
+        shares.append(min(1.0, wanted / saved) if saved > 0 else 1.0)
+    return max(shares)

@@ -1,6 +1,6 @@
 """Pruning on Fashion-MNIST, on one thread, timed in turns with the input; prints one table.
 
-    python tests/bench/prune.py [residual] [sparse] [vit] [--folder DIR] [--data FOLDER] [--seeds N] [--seconds S]
+    python tests/bench/prune.py [residual] [peer] [sparse] [vit] [--folder DIR] [--data FOLDER] [--seeds N] [--seconds S]
 
 Trains the nets of `fashion.py` first, unless `--folder` holds their exports, `residual.onnx` and `vit.onnx`. The
 residual net loses half of its multiply-accumulates, once with each seed, and is quantized then; Torch-Pruning does the
@@ -57,7 +57,7 @@ class Bench:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["residual", "sparse", "vit"])
+    parser.add_argument("parts", nargs="*", default=["residual", "peer", "sparse", "vit"])
     parser.add_argument(
         "--folder", type=Path, help="where to work and what to use again; by default a temporary folder"
     )
@@ -70,7 +70,7 @@ def main() -> None:
         bench = Bench(folder, str(given.data), given.seeds, given.seconds)
         print(f"{'model':<44} {'accuracy':>8} {'batch 1':>8} {'batch 64':>8} {'size':>7} {'÷':>7}")
         for part in given.parts:
-            {"residual": residual, "sparse": sparse, "vit": vit}[part](bench)
+            {"residual": residual, "peer": peer, "sparse": sparse, "vit": vit}[part](bench)
 
 
 def residual(bench: Bench) -> None:
@@ -87,6 +87,11 @@ def residual(bench: Bench) -> None:
         int8 = bench.folder / f"residual-half-int8-{seed}.onnx"
         quantize(Artifact.open(small), int8, QuantizeOptions(data=bench.data, seed=seed, force=True))
         bench.row(f"  then quantize, seed {seed}", model, int8)
+
+
+def peer(bench: Bench) -> None:
+    """Half of the multiply-accumulates by Torch-Pruning."""
+    model = trained(bench, "residual")
     for round_to in (None, 8):
         torch_pruned(bench, model, round_to)
 

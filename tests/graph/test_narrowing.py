@@ -60,6 +60,18 @@ def test_several_goals_are_all_met(payload: Payload) -> None:
     assert found.left["macs"] <= 0.6
 
 
+def test_what_goes_beyond_the_goal_saves_nothing() -> None:
+    goal = narrowing.Goal(shares={"params": 0.45, "macs": 0.5}, block=16)
+
+    def costing(params: float, macs: float) -> narrowing.Narrowed:
+        return narrowing.Narrowed(onnx.ModelProto(), {}, {"params": params, "macs": macs, "latency": 0.5}, 0.0)
+
+    now = costing(0.47, 0.4)
+    assert narrowing._needed(now, costing(0.46, 0.4), goal) == 1
+    assert narrowing._needed(now, costing(0.27, 0.3), goal) == pytest.approx(0.1)
+    assert narrowing._needed(costing(0.47, 0.9), costing(0.27, 0.8), goal) == 1
+
+
 def test_nothing_is_narrower_than_a_block(payload: Payload) -> None:
     with pytest.raises(CheckFailed, match=r"params can't be brought to 0\.1") as caught:
         search(payload).reach(narrowing.Goal(shares={"params": 0.1}, block=32), {})
