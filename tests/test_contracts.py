@@ -21,10 +21,11 @@ PROMISED = {
     "optimize": "--float16 --rtol --atol --allow-vacuous --data --max-drop --min-speedup",
     "quantize": "--method --bits --calibration --per-channel --per-tensor --data --samples --max-drop --min-speedup "
     "--op-type --exclude",
-    "prune": "--sparsity --threshold --keep --data --max-drop --min-speedup",
+    "prune": "--method --sparsity --threshold --keep --pattern --target --importance --scope --schedule --epochs --lr "
+    "--align --data --max-drop --min-speedup",
     "distill": "--student --student-size --temperature --alpha --epochs --batch-size --lr --data",
-    "train": "--data --loss --optimizer --lr --schedule --epochs --batch-size --patience --teacher --checkpoint --freeze "
-    "--only",
+    "train": "--data --loss --optimizer --lr --schedule --epochs --batch-size --patience --teacher --checkpoint "
+    "--freeze --only",
     "eval": "--data --metric --baseline --min-accuracy --max-latency-ms --max-size-mb --batch --threads "
     "--identity --key-file --passphrase",
     "keygen": "-o --type",

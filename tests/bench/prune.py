@@ -1,6 +1,6 @@
 """Pruning on Fashion-MNIST, on one thread, timed in turns with the input; prints one table.
 
-    python tests/bench/prune.py [residual] [peer] [sparse] [vit] [--folder DIR] [--data FOLDER] [--seeds N] [--seconds S]
+    python tests/bench/prune.py [residual] [peer] [sparse] [vit] [--folder DIR] [--seeds N] [--seconds S]
 
 Trains the nets of `fashion.py` first, unless `--folder` holds their exports, `residual.onnx` and `vit.onnx`. The
 residual net loses half of its multiply-accumulates, once with each seed, and is quantized then; Torch-Pruning does the
