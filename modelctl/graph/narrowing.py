@@ -113,10 +113,11 @@ class Search:
     def _reach_alike(self, goal: Goal, whole: Mapping[str, float], now: Narrowed) -> Narrowed:
         """As `reach`, with the same share of every group, the largest that meets the goal."""
         for percent in range(99, 0, -1):
-            keep = {
-                one.name: self._best(one, aligned(one.size * percent / 100, one.size, _block(one, goal.block)))
+            counts = {
+                one: aligned(one.size * percent / 100, one.size, _block(one, goal.block))
                 for one in self._channels.groups
             }
+            keep = {one.name: self._best(one, count) for one, count in counts.items() if count < one.size}
             if keep.keys() == now.keep.keys() and all(len(keep[name]) == len(now.keep[name]) for name in keep):
                 continue
             now = self._narrowed(keep, whole, goal)
