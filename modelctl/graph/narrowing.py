@@ -2,9 +2,9 @@
 
 One step after the other is taken: every group of channels one step narrower, and every residual block gone, is tried
 for what it saves and for how far it takes the answers from the original's; what saves most for the least harm stays.
-Harm is measured on the graph that is left, so that what belongs together is seen together. What a step saves counts in
-multiply-accumulates (or parameters) and in measured run time alike, because each alone misleads: kernels run some
-widths no faster than wider ones, and run times are noisy.
+Harm is measured on the graph that is left, so that what belongs together is seen together. Multiply-accumulates and
+measured run time count alike in what a step saves, because each alone misleads: kernels run some widths no faster than
+wider ones, and run times are noisy. Where only parameters are still too many, these alone count.
 """
 
 import math
@@ -220,10 +220,13 @@ def _block(group: Group, block: int) -> int:
 
 
 def _saved(now: Narrowed, found: Narrowed, goal: Goal) -> float:
-    """What a step saves: by the measures that the goal is not met in, on average, and in run time."""
-    counted = {MACS if what == LATENCY else what for what in goal.missed(now.left)}
+    """What a step saves by the measures that the goal is not met in, on average; run time with multiply-accumulates."""
+    missed = goal.missed(now.left)
+    counted = {MACS if what == LATENCY else what for what in missed}
     saved = [now.left[what] - found.left[what] for what in counted]
-    return (sum(saved) / len(saved) + now.left[LATENCY] - found.left[LATENCY]) / 2
+    if MACS in counted:
+        saved.append(now.left[LATENCY] - found.left[LATENCY])
+    return sum(saved) / len(saved)
 
 
 def _needed(now: Narrowed, found: Narrowed, goal: Goal) -> float:
