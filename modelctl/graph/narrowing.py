@@ -29,6 +29,8 @@ MOST_STEPS = 6  # from a group's whole width to its narrowest
 TIMED_S = 0.06
 LEAST_SAVING = 0.004  # of the whole: a step that saves less is none
 LEAST_HARM = 1e-4
+MOSTLY = 0.5  # of what a step saves has to be needed,
+LAST_RESORT = 1e6  # or it is only taken where no other one saves anything
 LATENCY, MACS, PARAMETERS = "latency", "macs", "params"
 _WHOLE_UNITS = frozenset({"heads", "groups"})  # units that are many channels each
 
@@ -139,8 +141,10 @@ class Search:
                 break
             found = self._narrowed(moves[move], whole, goal)
             saved = _saved(now, found, goal)
-            useful = saved * _needed(now, found, goal)
-            price = max(found.harm - now.harm, LEAST_HARM) / useful if saved > LEAST_SAVING else math.inf
+            useful = _needed(now, found, goal)
+            price = max(found.harm - now.harm, LEAST_HARM) / (saved * useful) if saved > LEAST_SAVING else math.inf
+            if useful < MOSTLY:
+                price *= LAST_RESORT
             self._prices[move] = price
             if price < least:
                 best, least = found, price
