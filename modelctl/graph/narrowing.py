@@ -29,8 +29,8 @@ MOST_STEPS = 6  # from a group's whole width to its narrowest
 TIMED_S = 0.06
 LEAST_SAVING = 0.004  # of the whole: a step that saves less is none
 LEAST_HARM = 1e-4
-MOSTLY = 0.5  # of what a step saves has to be needed,
-LAST_RESORT = 1e6  # or it is only taken where no other one saves anything
+BEYOND = 0.1  # of the whole: a step that saves more than this beyond the goal
+LAST_RESORT = 1e6  # is only taken where no other one saves anything
 LATENCY, MACS, PARAMETERS = "latency", "macs", "params"
 _WHOLE_UNITS = frozenset({"heads", "groups"})  # units that are many channels each
 
@@ -143,7 +143,7 @@ class Search:
             saved = _saved(now, found, goal)
             useful = _needed(now, found, goal)
             price = max(found.harm - now.harm, LEAST_HARM) / (saved * useful) if saved > LEAST_SAVING else math.inf
-            if useful < MOSTLY:
+            if saved * (1 - useful) > BEYOND:
                 price *= LAST_RESORT
             self._prices[move] = price
             if price < least:
