@@ -11,12 +11,17 @@ from functools import cache
 from io import BytesIO
 from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime as ort
 import torch
 from bench.fashion import Vit, residual
 from torch import nn
 from torch.nn import functional
 
+from modelctl.artifact import Payload
+from modelctl.data.samples import Array
+from modelctl.formats import onnx as onnx_format
 from modelctl.formats.program import Traced, bind
 from modelctl.graph import lower
 from modelctl.graph.signature import parse_inputs
@@ -298,3 +303,23 @@ def _written(name: str, old: bool) -> bytes:
             module, (example,), written, input_names=["x"], dynamic_axes=free_axes, dynamo=False, opset_version=17
         )
     return bytes(written.getvalue())
+
+
+def payload(model: onnx.ModelProto) -> Payload:
+    """A model as a payload that was never on disk."""
+    return onnx_format.undescribed({"m.onnx": model.SerializeToString()})
+
+
+def run(model: onnx.ModelProto, feeds: dict[str, Array]) -> Array:
+    """What onnxruntime itself answers, the first output."""
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, feeds)[0])
+
+
+def inputs(net: str, count: int, seed: int) -> dict[str, Array]:
+    """Random samples for a net by name."""
+    random = np.random.default_rng(seed)
+    if net == "bert":
+        return {"x": random.integers(0, 20, (count, 16))}
+    size = 28 if net == "vit" else 12
+    return {"x": random.standard_normal((count, 1, size, size)).astype(np.float32)}

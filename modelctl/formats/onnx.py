@@ -254,10 +254,16 @@ def payload_of(model: onnx.ModelProto, like: Payload) -> Payload:
 
 
 def written(path: Path) -> Payload:
-    """What a step has just saved at `path`, with all that lies beside it in the draft's own folder; for trying it out.
+    """What a step has just saved at `path`, with all that lies beside it in the draft's own folder; to try it out."""
+    return undescribed(
+        {file.name: file.read_bytes() for file in sorted(path.parent.iterdir(), key=lambda file: file != path)}
+    )
 
-    Its manifest tells names and sizes only; digests are taken when the draft is committed.
+
+def undescribed(files: Mapping[str, bytes]) -> Payload:
+    """Files in memory that no manifest describes yet, the model's first, as a payload; for trying it out.
+
+    Its manifest tells names and sizes only; digests are taken when a draft is committed.
     """
-    files = {file.name: file.read_bytes() for file in sorted(path.parent.iterdir(), key=lambda file: file != path)}
     entries = tuple(FileEntry(path=name, size=len(data), sha256="0" * 64) for name, data in files.items())
-    return Payload(Manifest(name=path.stem, format="onnx", files=entries), files)
+    return Payload(Manifest(name=Path(entries[0].path).stem, format="onnx", files=entries), dict(files))

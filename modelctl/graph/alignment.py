@@ -9,10 +9,9 @@ from functools import cache, partial
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from modelctl.artifact import Payload
+from modelctl.formats import onnx as onnx_format
 from modelctl.graph import latency
 from modelctl.graph.session import Session, Tensors
-from modelctl.manifest import FileEntry, Manifest
 
 BLOCKS = (4, 8, 16)  # from the finest on; the first that pays is taken
 ROUND = 64  # a width that every block divides
@@ -51,6 +50,4 @@ def _session(width: int, threads: int) -> Session:
         [numpy_helper.from_array(kernel, "w")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    data = model.SerializeToString()
-    entry = FileEntry(path="probe.onnx", size=len(data), sha256="0" * 64)
-    return Session(Payload(Manifest(name="probe", format="onnx", files=(entry,)), {"probe.onnx": data}), threads)
+    return Session(onnx_format.undescribed({"probe.onnx": model.SerializeToString()}), threads)

@@ -43,7 +43,7 @@ class Healer:
         """The teacher's answers are taken from `session` when they are needed first."""
         self._session, self._data, self._options, self._progress = session, data, options, progress
         self._judged = data.validation.first(JUDGED_ON)
-        answers = measure.answers(session, self._judged, progress)
+        answers = measure.answers(session, self._judged.first(PROBED), progress)
         labels = data.train.labels
         classes = answers.ndim == 2 and answers.shape[1] > 1 and labels is not None and labels.dtype.kind == "i"
         self._kind = Loss.CROSS_ENTROPY if classes else Loss.MSE

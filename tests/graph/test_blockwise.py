@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import prunable
 import pytest
 import torch
@@ -14,39 +13,18 @@ from nets import model_of
 from onnx import TensorProto, helper
 from onnxruntime.capi import _pybind_state
 
-from modelctl.artifact import Payload
 from modelctl.data.samples import Array
 from modelctl.errors import DataError, UsageError
 from modelctl.graph import blocks, blockwise, correction, measure, watching, weights
 from modelctl.graph.blocks import Coding
 from modelctl.graph.blockwise import Packing
 from modelctl.graph.trainable import TrainableGraph
-from modelctl.manifest import FileEntry, Manifest
 
 make = helper.make_node
 
 
-def payload(model: onnx.ModelProto) -> Payload:
-    data = model.SerializeToString()
-    entry = FileEntry(path="m.onnx", size=len(data), sha256="0" * 64)
-    return Payload(Manifest(name="m", format="onnx", files=(entry,)), {"m.onnx": data})
-
-
-def run(model: onnx.ModelProto, feeds: dict[str, Array]) -> Array:
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, feeds)[0])
-
-
-def inputs(net: str, count: int, seed: int) -> dict[str, Array]:
-    random = np.random.default_rng(seed)
-    if net == "bert":
-        return {"x": random.integers(0, 20, (count, 16))}
-    size = 28 if net == "vit" else 12
-    return {"x": random.standard_normal((count, 1, size, size)).astype(np.float32)}
-
-
 def batches(net: str) -> Iterator[dict[str, Array]]:
-    return (inputs(net, 64, seed) for seed in range(4))
+    return (prunable.inputs(net, 64, seed) for seed in range(4))
 
 
 def product(rows: int = 64, columns: int = 8, x: tuple[int | str, ...] = ("n",)) -> onnx.ModelProto:
@@ -81,7 +59,7 @@ def test_what_is_stored_is_what_onnxruntime_computes_with(data: st.DataObject) -
     model = model_of([node], held, ["n", rows], ["n", columns])
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     x = np.eye(rows, dtype=np.float32)
-    assert np.array_equal(run(model, {"x": x}), coded.values())
+    assert np.array_equal(prunable.run(model, {"x": x}), coded.values())
     assert np.array_equal(TrainableGraph(model, "m")(torch.from_numpy(x))[0].detach().numpy(), coded.values())
     assert bytes_of(held) == coding.size_bytes(rows, columns, 4, filled=True)
     assert weights.count(model).parameters == rows * columns
@@ -95,7 +73,7 @@ def test_what_is_stored_is_what_onnxruntime_computes_with(data: st.DataObject) -
     node.attribute.extend([helper.make_attribute("quantize_axis", 1), helper.make_attribute("gather_axis", 0)])
     model = model_of([make("Cast", ["x"], ["i"], to=TensorProto.INT64), node], held, ["n"], ["n", rows])
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    assert np.array_equal(run(model, {"x": np.arange(columns, dtype=np.float32)}), coded.values().T)
+    assert np.array_equal(prunable.run(model, {"x": np.arange(columns, dtype=np.float32)}), coded.values().T)
     assert bytes_of(held) == coding.size_bytes(rows, columns, 4, filled=False)
     assert weights.count(model).parameters == rows * columns
     assert weights.count(model).sparsity == pytest.approx(np.mean(coded.values() == 0))
@@ -126,24 +104,24 @@ def test_error_correction_brings_answers_nearer(net: str) -> None:
     """On samples that the correction never saw; and every reader of the result agrees on what it is."""
     model, plain, corrected = (prunable.exported(net) for _ in range(3))
     before = Counter(kinds(model))
-    fresh = inputs(net, 64, seed=99)
-    wanted = run(model, fresh)
+    fresh = prunable.inputs(net, 64, seed=99)
+    wanted = prunable.run(model, fresh)
     told = blockwise.pack(plain, Packing())
     assert all(one.coding and not one.reason and not one.corrected for one in told)
-    told = blockwise.pack_learning(corrected, Packing(), payload(corrected), lambda: batches(net))
+    told = blockwise.pack_learning(corrected, Packing(), prunable.payload(corrected), lambda: batches(net))
     assert all(one.corrected == (one.kind != "Gather") for one in told)
-    errors = [float(np.std(run(one, fresh) - wanted) / np.std(wanted)) for one in (plain, corrected)]
+    errors = [float(np.std(prunable.run(one, fresh) - wanted) / np.std(wanted)) for one in (plain, corrected)]
     assert errors[1] < 0.75 * errors[0] < 0.1
     packed = Counter(kinds(corrected))
     assert packed["MatMulNBits"] == before["MatMul"] + before["Gemm"] - packed["MatMul"]
     onnx.checker.check_model(corrected)
-    assert measure.describe(payload(corrected))["parameters"] == weights.count(model).parameters
+    assert measure.describe(prunable.payload(corrected))["parameters"] == weights.count(model).parameters
     assert weights.is_quantized(corrected)
     saved = sum(one.bytes_before - one.bytes_after for one in told)
     assert abs(model.ByteSize() - corrected.ByteSize() - saved) < 200 * len(told)
     graph = TrainableGraph(corrected, "m").eval()
     found = graph(torch.from_numpy(fresh["x"]))[0].detach().numpy()
-    assert np.allclose(found, run(corrected, fresh), atol=1e-5 * float(np.std(wanted)))
+    assert np.allclose(found, prunable.run(corrected, fresh), atol=1e-5 * float(np.std(wanted)))
 
 
 def test_correction_lessens_the_error_of_a_product() -> None:
@@ -166,8 +144,8 @@ def test_moments_are_summed_over_batches() -> None:
     model = prunable.exported("bert")
     before = model.SerializeToString()
     first = [node.input[0] for node in model.graph.node if node.op_type == "MatMul"][:2]
-    parts = [watching.moments(model, payload(model), first, [feeds]) for feeds in batches("bert")]
-    whole = watching.moments(model, payload(model), first, batches("bert"))
+    parts = [watching.moments(model, prunable.payload(model), first, [feeds]) for feeds in batches("bert")]
+    whole = watching.moments(model, prunable.payload(model), first, batches("bert"))
     for name in first:
         assert np.allclose(whole[name], np.sum([one[name] for one in parts], 0))
     assert model.SerializeToString() == before
@@ -183,11 +161,11 @@ def test_moments_are_taken_a_few_at_a_time() -> None:
         return batches("bert")
 
     model = prunable.exported("bert")
-    wanted = run(model, inputs("bert", 64, 99))
-    told = blockwise.pack_learning(model, Packing(), payload(model), counted, limit_bytes=2 * 8 * 24**2)
+    wanted = prunable.run(model, prunable.inputs("bert", 64, 99))
+    told = blockwise.pack_learning(model, Packing(), prunable.payload(model), counted, limit_bytes=2 * 8 * 24**2)
     assert passes > 4
     assert all(one.coding for one in told)
-    assert np.std(run(model, inputs("bert", 64, 99)) - wanted) < 0.05 * np.std(wanted)
+    assert np.std(prunable.run(model, prunable.inputs("bert", 64, 99)) - wanted) < 0.05 * np.std(wanted)
 
 
 def test_the_smallest_form_within_the_error_is_taken() -> None:
@@ -211,11 +189,11 @@ def test_the_smallest_form_within_the_error_is_taken() -> None:
 
 def test_dense_layers_keep_their_bias() -> None:
     model = prunable.exported("mlp")
-    wanted = run(model, inputs("mlp", 20, 0))
+    wanted = prunable.run(model, prunable.inputs("mlp", 20, 0))
     blockwise.pack(model, Packing(bits=8, accuracy_level=0))
     assert kinds(model)[1:3] == ["MatMulNBits", "Add"]
     assert model.graph.node[1].name == "node_linear"
-    assert np.std(run(model, inputs("mlp", 20, 0)) - wanted) < 0.01 * np.std(wanted)
+    assert np.std(prunable.run(model, prunable.inputs("mlp", 20, 0)) - wanted) < 0.01 * np.std(wanted)
 
 
 def test_half_precision_is_packed() -> None:
@@ -227,10 +205,10 @@ def test_half_precision_is_packed() -> None:
     ]
     model = model_of(nodes, {"w": weight}, ["n", 64], ["n", 8])
     x = np.random.default_rng(2).standard_normal((5, 64)).astype(np.float32)
-    wanted = run(model, {"x": x})
+    wanted = prunable.run(model, {"x": x})
     (told,) = blockwise.pack(model, Packing(bits=8))
     assert told.node == "y"
-    assert np.std(run(model, {"x": x}) - wanted) < 0.02 * np.std(wanted)
+    assert np.std(prunable.run(model, {"x": x}) - wanted) < 0.02 * np.std(wanted)
 
 
 def test_a_weight_with_several_readers_is_packed_once() -> None:
@@ -239,11 +217,11 @@ def test_a_weight_with_several_readers_is_packed_once() -> None:
     nodes = [make("MatMul", ["x", "w"], ["1"], "a"), make("MatMul", ["1", "w"], ["logits"], "b")]
     model = model_of(nodes, held, ["n", 64], ["n", 64])
     x = random.standard_normal((50, 64)).astype(np.float32)
-    wanted = run(model, {"x": x})
-    told = blockwise.pack_learning(model, Packing(), payload(model), lambda: [{"x": x}])
+    wanted = prunable.run(model, {"x": x})
+    told = blockwise.pack_learning(model, Packing(), prunable.payload(model), lambda: [{"x": x}])
     assert [(one.node, one.corrected, one.bytes_after > 0) for one in told] == [("a", True, True), ("b", True, False)]
     assert len(model.graph.initializer) == 2
-    assert np.std(run(model, {"x": x}) - wanted) < 0.3 * np.std(wanted)
+    assert np.std(prunable.run(model, {"x": x}) - wanted) < 0.3 * np.std(wanted)
 
 
 def test_what_can_not_be_packed_is_left_and_named() -> None:
@@ -300,7 +278,7 @@ def test_samples_that_do_not_fit_are_refused(shape: tuple[int, int], number: flo
     model = model_of(nodes, held, ["n", 64], ["n", 8])
     bad = [{"x": np.full(shape, number, np.float32)}]
     with pytest.raises(DataError, match=trouble):
-        blockwise.pack_learning(model, Packing(), payload(model), lambda: bad)
+        blockwise.pack_learning(model, Packing(), prunable.payload(model), lambda: bad)
     assert kinds(model) == ["Relu", "MatMul"]
     assert [one.name for one in model.graph.output] == ["logits"]
 

@@ -2,7 +2,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import prunable
 import pytest
 from hypothesis import given, settings
@@ -10,37 +9,16 @@ from hypothesis import strategies as st
 from nets import model_of
 from onnx import TensorProto, helper, numpy_helper
 
-from modelctl.artifact import Payload
 from modelctl.data.samples import Array
 from modelctl.errors import UsageError
 from modelctl.graph import smoothing
 from modelctl.graph.smoothing import Smoothing
-from modelctl.manifest import FileEntry, Manifest
 
 make = helper.make_node
 
 
-def payload(model: onnx.ModelProto) -> Payload:
-    data = model.SerializeToString()
-    entry = FileEntry(path="m.onnx", size=len(data), sha256="0" * 64)
-    return Payload(Manifest(name="m", format="onnx", files=(entry,)), {"m.onnx": data})
-
-
-def run(model: onnx.ModelProto, feeds: dict[str, Array]) -> Array:
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, feeds)[0])
-
-
-def inputs(net: str, count: int, seed: int) -> dict[str, Array]:
-    random = np.random.default_rng(seed)
-    if net == "bert":
-        return {"x": random.integers(0, 20, (count, 16))}
-    size = 28 if net == "vit" else 12
-    return {"x": random.standard_normal((count, 1, size, size)).astype(np.float32)}
-
-
 def batches(net: str) -> Iterator[dict[str, Array]]:
-    return (inputs(net, 32, seed) for seed in range(3))
+    return (prunable.inputs(net, 32, seed) for seed in range(3))
 
 
 def with_outliers(net: str) -> onnx.ModelProto:
@@ -56,7 +34,7 @@ def with_outliers(net: str) -> onnx.ModelProto:
 
 
 def smoothed(model: onnx.ModelProto, feeds: list[dict[str, Array]], insert: bool = False) -> list[Smoothing]:
-    seen = smoothing.observe(model, payload(model), smoothing.values(model), feeds)
+    seen = smoothing.observe(model, prunable.payload(model), smoothing.values(model), feeds)
     return smoothing.smooth(model, seen, insert=insert)
 
 
@@ -66,9 +44,9 @@ def test_a_smoothed_transformer_computes_the_same_with_less_error(net: str, inse
     model = with_outliers(net)
     before = onnx.ModelProto.FromString(model.SerializeToString())
     told = smoothed(model, list(batches(net)), insert)
-    fresh = inputs(net, 32, 99)
-    wanted = run(before, fresh)
-    assert np.abs(run(model, fresh) - wanted).max() < 1e-5 * wanted.std()
+    fresh = prunable.inputs(net, 32, 99)
+    wanted = prunable.run(before, fresh)
+    assert np.abs(prunable.run(model, fresh) - wanted).max() < 1e-5 * wanted.std()
     done = [one for one in told if not one.reason]
     assert all(one.alpha in smoothing.ALPHAS and one.after < one.before for one in done)
     muls = sum(node.op_type == "Mul" for node in model.graph.node) - sum(
@@ -94,7 +72,7 @@ def assert_less_error(before: onnx.ModelProto, after: onnx.ModelProto, fresh: di
     for model in (before, after):
         held = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
         products = [one for one in model.graph.node if one.op_type in ("MatMul", "Gemm") and one.input[1] in held]
-        seen = smoothing.observe(model, payload(model), [one.input[0] for one in products], [fresh])
+        seen = smoothing.observe(model, prunable.payload(model), [one.input[0] for one in products], [fresh])
         found = 0.0
         for node in products:
             matrix = held[node.input[1]]
@@ -114,9 +92,9 @@ def test_what_is_seen_does_not_grow() -> None:
     model = prunable.exported("bert")
     name = smoothing.values(model)[0]
     feeds = list(batches("bert"))
-    seen = smoothing.observe(model, payload(model), [name], feeds)[name]
-    again = smoothing.observe(model, payload(model), [name], feeds)[name]
-    alone = [smoothing.observe(model, payload(model), [name], [one])[name] for one in feeds]
+    seen = smoothing.observe(model, prunable.payload(model), [name], feeds)[name]
+    again = smoothing.observe(model, prunable.payload(model), [name], feeds)[name]
+    alone = [smoothing.observe(model, prunable.payload(model), [name], [one])[name] for one in feeds]
     assert seen.rows.shape == (smoothing.ROWS, 24)
     assert np.array_equal(seen.rows, again.rows)
     assert np.array_equal(seen.low, np.min([one.low for one in alone], 0))
@@ -177,7 +155,7 @@ def test_any_chain_answers_the_same(data: st.DataObject) -> None:
     for value in data.draw(st.lists(st.sampled_from(values[1:]), unique=True, max_size=1)):
         model.graph.output.append(helper.make_tensor_value_info(value, TensorProto.FLOAT, None))
     x = random.standard_normal((30, 6)).astype(np.float32) * np.array([30, 1, 1, 1, 1, 0.1], np.float32)
-    wanted = run(model, {"x": x})
+    wanted = prunable.run(model, {"x": x})
     smoothed(model, [{"x": x}], data.draw(st.booleans()))
-    found = run(model, {"x": x})
+    found = prunable.run(model, {"x": x})
     assert np.abs(found - wanted).max() <= 1e-4 * max(1.0, float(np.abs(wanted).max()))
