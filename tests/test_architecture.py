@@ -19,7 +19,7 @@ FLOORS = (
     ("options", "progress", "report", "digests"),
     ("manifest",),
     ("record", "staging"),
-    ("artifact",),
+    ("artifact", "factory"),
     ("making",),
     ("arrival", "integrity", "lineage"),
     ("data",),

@@ -16,8 +16,8 @@ from safetensors.torch import load as load_safetensors
 
 from modelctl.artifact import Artifact
 from modelctl.errors import ArtifactError
+from modelctl.factory import AuthorsCode
 from modelctl.formats import pickles
-from modelctl.formats.factory import AuthorsCode
 from modelctl.formats.program import quiet
 
 StateDict = dict[str, torch.Tensor]

@@ -24,8 +24,8 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from modelctl.errors import ArtifactError, CheckFailed, DataError, UnsupportedError, UsageError
+from modelctl.factory import AuthorsCode, told
 from modelctl.formats import recurrent
-from modelctl.formats.factory import AuthorsCode, told
 from modelctl.manifest import TensorSpec
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]

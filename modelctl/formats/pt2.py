@@ -22,8 +22,8 @@ from torch.utils import _pytree as pytree
 
 from modelctl.artifact import Artifact
 from modelctl.errors import ArtifactError, UnsupportedError
+from modelctl.factory import AuthorsCode
 from modelctl.formats import pickles
-from modelctl.formats.factory import AuthorsCode
 from modelctl.formats.program import Traced, quiet
 from modelctl.manifest import TensorSpec
 

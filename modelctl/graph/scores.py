@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from modelctl import factory
 from modelctl.data.samples import Array, Samples
 from modelctl.errors import DataError
-from modelctl.formats import factory
 from modelctl.options import Metric
 
 Z = 1.959964  # the normal distribution's 97.5 % quantile

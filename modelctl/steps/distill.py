@@ -72,7 +72,8 @@ def distill(model: Artifact, out: Path, options: DistillOptions, progress: Progr
 
 def _student(model: Artifact, session: Session, classes: int, options: DistillOptions, draft: Draft) -> "Traced":
     """The untaught student, called and answering as the teacher is."""
-    from modelctl.formats import factory, program
+    from modelctl import factory
+    from modelctl.formats import program
     from modelctl.graph import students
 
     chosen: dict[str, Any] = {"student": options.student}
@@ -117,7 +118,7 @@ def _refuse_large(student: "Traced", teacher: Payload, out: Path) -> None:
 def _teach(student: "Traced", data: Data, logits: Array, options: DistillOptions, progress: Progress) -> float:
     import torch
 
-    from modelctl.formats.factory import AuthorsCode
+    from modelctl.factory import AuthorsCode
     from modelctl.graph import losses, training
 
     labels = data.train.labels

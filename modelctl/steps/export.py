@@ -237,7 +237,8 @@ def _built(source: Source, made_from: Origin, options: ExportOptions, progress: 
     """What the factory returns, with the weights in it, in evaluation mode."""
     import torch
 
-    from modelctl.formats import checkpoint, factory, program
+    from modelctl import factory
+    from modelctl.formats import checkpoint, program
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)  # so that a model without weights is the same each time

@@ -32,7 +32,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(AUTHORS, folder / "nets.py")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        from modelctl.formats.factory import build
+        from modelctl.factory import build
 
         torch.save(build("nets:mlp")[0].state_dict(), folder / "mlp.pt")
         module = build("nets:convolutional")[0]
@@ -100,7 +100,7 @@ def test_the_manifest_remembers_checkpoint_and_code(home: Path) -> None:
 
 
 def test_the_answers_are_those_of_the_author(home: Path) -> None:
-    from modelctl.formats.factory import build
+    from modelctl.factory import build
 
     images = np.random.default_rng(1).random((5, 1, 8, 8), np.float32)
     module = build("nets:convolutional")[0].eval()

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from modelctl.cli.main import status_of
-from modelctl.formats.factory import build
+from modelctl.factory import build
 
 AUTHORS = Path(__file__).with_name("authors.py")
 MLP = ("--input", "x:float32[batch,4]")

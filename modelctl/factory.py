@@ -48,9 +48,8 @@ def told(raised: BaseException) -> str:
 
 
 def _is_own(file: Path) -> bool:
-    return (
-        file.is_relative_to(Path.cwd()) and "site-packages" not in file.parts and file.parent != Path(__file__).parent
-    )
+    ours = file.is_relative_to(Path(__file__).parent)
+    return file.is_relative_to(Path.cwd()) and "site-packages" not in file.parts and not ours
 
 
 def _relative(file: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from modelctl.errors import ArtifactError, UsageError
-from modelctl.formats.factory import build, load
+from modelctl.factory import build, load
 
 
 def write(folder: Path, **modules: str) -> None:
