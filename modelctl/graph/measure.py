@@ -15,7 +15,7 @@ from modelctl.data import Data
 from modelctl.data.samples import Array, Samples
 from modelctl.errors import CheckFailed, DataError
 from modelctl.formats import onnx as onnx_format
-from modelctl.graph import latency, scores, weights
+from modelctl.graph import latency, providers, scores, weights
 from modelctl.graph.session import Session, Tensors
 from modelctl.options import MeasuredOptions, Metric
 from modelctl.progress import Progress, silent
@@ -28,9 +28,10 @@ class Trial:
     """On what a model is measured: samples (None: random inputs), their data's digest, the metric, and how to time.
 
     Answers are computed on `threads` threads, run times taken on `timed_threads`: on one unless asked otherwise, as a
-    server runs a model. On several, a small model's time is mostly that of threads waiting for each other. `output` is
-    the one that is scored, by default the first. Models are also timed at `more_batches`. `look` is asked what else is
-    to be told of the answers, those of the model before (None if there is none) and those of the model.
+    server runs a model. On several, a small model's time is mostly that of threads waiting for each other. Both are of
+    `provider` (`graph.providers`). `output` is the one that is scored, by default the first. Models are also timed at
+    `more_batches`, and each of them on `more_threads`. `look` is asked what else is to be told of the answers, those of
+    the model before (None if there is none) and those of the model.
     """
 
     samples: Samples | None = None
@@ -40,6 +41,8 @@ class Trial:
     more_batches: tuple[int, ...] = ()
     threads: int = 1
     timed_threads: int = 1
+    more_threads: tuple[int, ...] = ()
+    provider: str = providers.CPU
     seed: int = 0
     seconds: float = latency.SECONDS
     output: str | None = None
@@ -75,7 +78,7 @@ def describe(payload: Payload) -> dict[str, Any]:
 
 def examine(model: Payload, trial: Trial, progress: Progress = silent) -> dict[str, Any]:
     """One model by itself: `describe`, `accuracy` where there are labels, and `latency` (`latencies` if at several)."""
-    session = Session(model, trial.threads)
+    session = Session(model, trial.threads, trial.provider)
     facts = describe(model)
     if trial.samples is not None and trial.samples.labels is not None:
         found = answers(session, trial.samples, progress, trial.output)
@@ -83,7 +86,7 @@ def examine(model: Payload, trial: Trial, progress: Progress = silent) -> dict[s
         facts |= trial.look(None, found)
 
     def timed(trial: Trial) -> dict[str, Any]:
-        found = latency.alone(Session(model, trial.timed_threads), feeds(session, trial), trial.seconds)
+        found = latency.alone(_timed(model, trial), feeds(session, trial), trial.seconds)
         return found | machine(session, trial)
 
     return facts | _by_batch(timed, session, trial, progress)
@@ -96,7 +99,7 @@ def compare(before: Payload, after: Payload, trial: Trial, progress: Progress = 
     `scores.agreement` says; with labels also `accuracy`, `accuracy_before`, `drop_pp`; `latency` with `before` and
     `speedup` inside. DataError if the two don't take and give the same.
     """
-    old, new = Session(before, trial.threads), Session(after, trial.threads)
+    old, new = (Session(one, trial.threads, trial.provider) for one in (before, after))
     _check_alike(old, new)
     facts = describe(after)
     facts["size_bytes_before"] = sum(map(len, before.files.values()))
@@ -107,8 +110,8 @@ def compare(before: Payload, after: Payload, trial: Trial, progress: Progress = 
 
     def timed(trial: Trial) -> dict[str, Any]:
         was, now, speedup = latency.in_turns(
-            lambda: Session(before, trial.timed_threads),
-            lambda: Session(after, trial.timed_threads),
+            lambda: _timed(before, trial),
+            lambda: _timed(after, trial),
             feeds(old, trial),
             feeds(new, trial),
             trial.seconds,
@@ -118,24 +121,32 @@ def compare(before: Payload, after: Payload, trial: Trial, progress: Progress = 
     return facts | _by_batch(timed, new, trial, progress)
 
 
+def _timed(model: Payload, trial: Trial) -> Session:
+    return Session(model, trial.timed_threads, trial.provider)
+
+
 def _by_batch(
     timed: Callable[[Trial], dict[str, Any]], model: Session, trial: Trial, progress: Progress
 ) -> dict[str, Any]:
-    """`latency` at the first batch, and where there are more `latencies`, a row each; throughput is the median's."""
+    """`latency` at the first batch and number of threads, and where there are more `latencies`, a row each.
+
+    The throughput is that of the median.
+    """
     sizes = sorted({_batch(model, replace(trial, batch=one)) for one in (trial.batch, *trial.more_batches)})
+    settings = [(size, threads) for threads in sorted({trial.timed_threads, *trial.more_threads}) for size in sizes]
     found = {}
-    for done, size in enumerate(sizes):
-        progress.advance("timing", done, len(sizes), "batches")
-        found[size] = timed(replace(trial, batch=size))
-        found[size]["samples_per_s"] = round(1e3 * size / max(found[size]["p50_ms"], 1e-4), 1)
-    facts: dict[str, Any] = {"latency": found[_batch(model, trial)]}
-    if len(sizes) > 1:
-        facts["latencies"] = [_latency_row(found[size]) for size in sizes]
+    for done, (size, threads) in enumerate(settings):
+        progress.advance("timing", done, len(settings), "settings")
+        one = timed(replace(trial, batch=size, timed_threads=threads))
+        found[size, threads] = one | {"samples_per_s": round(1e3 * size / max(one["p50_ms"], 1e-4), 1)}
+    facts: dict[str, Any] = {"latency": found[_batch(model, trial), trial.timed_threads]}
+    if len(settings) > 1:
+        facts["latencies"] = [_latency_row(found[one]) for one in settings]
     return facts
 
 
 def _latency_row(timed: dict[str, Any]) -> dict[str, Any]:
-    """One batch's latency in a row of plain values."""
+    """One setting's latency in a row of plain values."""
     row = {key: timed[key] for key in ("batch", "threads", "p50_ms", "p95_ms", "p99_ms", "samples_per_s")}
     if "before" in timed:
         row["before_p50_ms"] = timed["before"]["p50_ms"]
@@ -166,8 +177,12 @@ def judge(name: str, facts: dict[str, Any], options: MeasuredOptions, same_graph
         raise CheckFailed(f"{name}: not accepted: the result {'; it '.join(missed)}", facts=facts)
 
 
-def trial_on(data: Data | None, options: MeasuredOptions) -> Trial:
-    """How a step measures: on the test part of `data`; DataError if a budget needs labels and there are none."""
+def trial_on(data: Data | None, options: MeasuredOptions, provider: str = providers.CPU) -> Trial:
+    """How a step measures: on the test part of `data`; DataError if a budget needs labels and there are none.
+
+    Of a provider that is not there, what `providers.resolve` raises.
+    """
+    providers.resolve(provider)
     samples = None if data is None else data.test
     if samples is not None and options.max_drop is not None:
         scores.labels_of(samples)
@@ -177,6 +192,7 @@ def trial_on(data: Data | None, options: MeasuredOptions) -> Trial:
         data=digest,
         threads=options.thread_count(),
         timed_threads=options.timed_threads(),
+        provider=provider,
         seed=options.seed,
     )
 
@@ -191,7 +207,8 @@ def feeds(model: Session, trial: Trial) -> Tensors:
 
 def machine(model: Session, trial: Trial) -> dict[str, Any]:
     """Under which conditions a latency was taken."""
-    return {"batch": _batch(model, trial), "threads": trial.timed_threads, "cpu": latency.cpu_name()}
+    told = {"batch": _batch(model, trial), "threads": trial.timed_threads, "cpu": latency.cpu_name()}
+    return told | {"provider": model.provider}
 
 
 def _batch(model: Session, trial: Trial) -> int:

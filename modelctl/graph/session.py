@@ -14,6 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from modelctl.artifact import Payload
 from modelctl.errors import ArtifactError, DataError, UnsupportedError
 from modelctl.formats import functions
+from modelctl.graph import providers
 from modelctl.manifest import TensorSpec
 
 Tensors = Mapping[str, np.ndarray[Any, Any]]
@@ -38,9 +39,13 @@ ort.set_default_logger_severity(4)  # what matters is raised; the rest is chatte
 class Session:
     """A loaded model: what goes in, what comes out, and `run`."""
 
-    def __init__(self, payload: Payload, threads: int = 1) -> None:
-        """Load a payload; ArtifactError if it is no model that can be run, UnsupportedError if a kernel is missing."""
+    def __init__(self, payload: Payload, threads: int = 1, provider: str = providers.CPU) -> None:
+        """Load a payload, to be run on a provider of `graph.providers`.
+
+        ArtifactError if it is no model that can be run, UnsupportedError if a kernel or the provider is missing.
+        """
         name = payload.manifest.files[0].path
+        wanted = providers.resolve(provider)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -50,13 +55,19 @@ class Session:
         if beside:
             sizes = [len(data) for data in beside.values()]
             options.add_external_initializers_from_files_in_memory(list(beside), list(beside.values()), sizes)
+        if len(wanted) > 1:
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
-            self._session = ort.InferenceSession(payload.primary, options, providers=["CPUExecutionProvider"])
+            # Without its fallback, which prints, and goes on with the CPU where a provider fails.
+            self._session = ort.InferenceSession(payload.primary, options, providers=list(wanted), enable_fallback=0)
         except ort_errors.NotImplemented as error:
             raise UnsupportedError(f"{name}: onnxruntime has no kernel for it: {reason(error)}") from error
         except LOAD_ERRORS as error:
             raise ArtifactError(f"{name}: onnxruntime can't load it: {reason(error)}") from error
+        if len(wanted) > 1:
+            providers.check_running(self._session, wanted[0], name)
         self.name = name
+        self.provider = providers.short(wanted[0])
         self.inputs = tuple(_spec(one) for one in self._session.get_inputs())
         self.outputs = tuple(_spec(one) for one in self._session.get_outputs())
         self._names = [one.name for one in self.outputs]

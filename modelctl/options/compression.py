@@ -19,7 +19,7 @@ from modelctl.options.choices import (
     Schedule,
     Scope,
 )
-from modelctl.options.shared import ALLOW_VACUOUS, ATOL, RTOL_TEXT, MeasuredOptions
+from modelctl.options.shared import ALLOW_VACUOUS, ATOL, PROVIDER, RTOL_TEXT, MeasuredOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ class OptimizeOptions(MeasuredOptions):
     )
     atol: Annotated[float, ATOL] = 1e-6
     allow_vacuous: Annotated[bool, ALLOW_VACUOUS] = False
+    provider: Annotated[str, PROVIDER] = "cpu"
 
     @property
     def tolerance(self) -> float:

@@ -39,6 +39,7 @@ DATA = Knob(
 RTOL_TEXT = "largest difference allowed, relative to the spread of the output"
 ATOL = Knob("largest difference allowed, absolute", low=0)
 ALLOW_VACUOUS = Knob("accept outputs that do not depend on the input")
+PROVIDER = Knob("where models are run and timed: what the installed onnxruntime has, such as cpu, cuda, openvino")
 PASSPHRASE = Knob("where the passphrase comes from: prompt, file:PATH or env:NAME", remembered=Remembered.NOT)
 SIGNERS = Knob(
     "public key that must have signed: a path or env:NAME; repeatable", flag="--key", remembered=Remembered.NOT

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Annotated
 
 from modelctl.errors import UsageError
-from modelctl.knobs import Knob, Options, Remembered
+from modelctl.knobs import Knob, Options, Remembered, granted_threads
 from modelctl.options.choices import KeyType, Metric
 from modelctl.options.shared import (
     ALLOW_VACUOUS,
     ATOL,
     DATA,
     PASSPHRASE,
+    PROVIDER,
     RTOL_TEXT,
     SIGNERS,
     OpeningOptions,
@@ -115,6 +116,16 @@ class PullOptions(Options):
 class EvalOptions(OpeningOptions):
     """`eval`: accuracy, latency, size; gates."""
 
+    threads: Annotated[  # type: ignore[assignment]  # read by its methods only
+        int | str,
+        Knob(
+            "threads to use; 0: as many as the container grants, and one to time a model on; of several, such as "
+            "1,2,4, the first counts for gates",
+            low=0,
+            high=4096,
+            remembered=Remembered.NOT,
+        ),
+    ] = 0
     data: Annotated[str | None, DATA] = None
     metric: Annotated[
         str,
@@ -123,6 +134,7 @@ class EvalOptions(OpeningOptions):
             "better; auto: top1 for integer labels, else rmse"
         ),
     ] = Metric.AUTO.value
+    output: Annotated[str | None, Knob("the output that is scored; by default the first")] = None
     slices: Annotated[
         str | None, Knob("score each group of samples that share a value in this column, an array of the .npz")
     ] = None
@@ -142,6 +154,7 @@ class EvalOptions(OpeningOptions):
     batch: Annotated[
         int | str, Knob("samples in a timed batch; of several, such as 1,8,64, the first counts for gates", low=1)
     ] = 1
+    provider: Annotated[str, PROVIDER] = "cpu"
     plot: Annotated[
         str | None, Knob("draw confusion matrix and latency into this .svg file", remembered=Remembered.NOT)
     ] = None
@@ -165,13 +178,36 @@ class EvalOptions(OpeningOptions):
         if self.plot is not None and not self.plot.endswith(".svg"):
             raise UsageError(f"--plot {self.plot}: only .svg is drawn", "--plot eval.svg")
         self.batches()
+        self.thread_counts()
 
     def batches(self) -> tuple[int, ...]:
         """The batches to be timed, in the order given."""
-        parts = str(self.batch).split(",")
-        if not all(part.isascii() and part.isdigit() and len(part) < 8 and int(part) > 0 for part in parts):
+        found = _numbers(self.batch)
+        if not found or not all(0 < one < 10**7 for one in found):
             raise UsageError(f"--batch {self.batch}: must be numbers of samples", "--batch '1,8,64'")
-        return tuple(map(int, parts))
+        return found
+
+    def thread_counts(self) -> tuple[int, ...]:
+        """The numbers of threads to time on, in the order given."""
+        found = _numbers(self.threads)
+        if not found or not all(one <= 4096 for one in found):
+            raise UsageError(f"--threads {self.threads}: must be numbers from 0 to 4096", "--threads '1,2,4'")
+        return tuple(one or 1 for one in found)
+
+    def thread_count(self) -> int:
+        """Threads to compute answers on: as many as it is timed on at most, or as many as there are."""
+        found = _numbers(self.threads)
+        return granted_threads() if 0 in found else max(found)
+
+    def timed_threads(self) -> int:
+        """The number of threads that counts for gates."""
+        return self.thread_counts()[0]
+
+
+def _numbers(value: int | str) -> tuple[int, ...]:
+    """`1,8,64` as numbers; none where it is anything else."""
+    parts = str(value).split(",")
+    return tuple(map(int, parts)) if all(one.isascii() and one.isdigit() and len(one) < 9 for one in parts) else ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,7 @@ def eval(model: Artifact, options: EvalOptions, progress: Progress = silent) -> 
         _check_plot(Path(options.plot))
     payload = _opened(model, options, progress)
     graph = onnx_format.parse(payload)  # says what is wrong with a file that is none better than onnxruntime does
-    session = Session(payload)
+    session = Session(payload, provider=options.provider)
     trial = _trial(session, options)
     seen = _Seen(trial, options)
     trial = replace(trial, look=seen.look)
@@ -86,11 +86,16 @@ def _opened(model: Artifact, options: EvalOptions, progress: Progress) -> Payloa
 
 def _trial(session: Session, options: EvalOptions) -> measure.Trial:
     batch, *more = options.batches()
+    if options.output is not None and options.output not in (names := [one.name for one in session.outputs]):
+        raise UsageError(f"--output {options.output}: no output of {session.name}; it has {', '.join(names)}")
     trial = measure.Trial(
         batch=batch,
         more_batches=tuple(more),
         threads=options.thread_count(),
         timed_threads=options.timed_threads(),
+        more_threads=options.thread_counts()[1:],
+        provider=options.provider,
+        output=options.output,
         seed=options.seed,
     )
     if options.data is None:

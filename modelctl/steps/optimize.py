@@ -52,7 +52,7 @@ def optimize(model: Artifact, out: Path, options: OptimizeOptions, progress: Pro
         graph = onnx_format.parse(payload)
         session = Session(payload, options.thread_count())
         data = open_data(options.data, session.inputs, options.seed) if options.data else None
-        trial = measure.trial_on(data, options)
+        trial = measure.trial_on(data, options, options.provider)
         proof = _Proof(str(model.path), payload, session, graph, trial.samples, options, progress)
         made, told = _Work(graph, proof).run()
         clean.strip(made)

@@ -34,7 +34,16 @@ def test_one_model_by_itself(net: Payload) -> None:
     assert found["accuracy"]["low"] < found["accuracy"]["value"] < found["accuracy"]["high"]
     assert found["size_bytes"] == len(net.primary)
     assert found["parameters"] == 8 * 9 + 8 * 5 + 64 * 72 + 64 + 256 * 4 + 4
-    assert set(found["latency"]) == {"p50_ms", "p95_ms", "p99_ms", "batch", "threads", "cpu", "samples_per_s"}
+    assert set(found["latency"]) == {
+        "p50_ms",
+        "p95_ms",
+        "p99_ms",
+        "batch",
+        "threads",
+        "cpu",
+        "provider",
+        "samples_per_s",
+    }
 
 
 def test_a_model_beside_itself_loses_nothing(net: Payload) -> None:

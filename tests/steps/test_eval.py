@@ -140,6 +140,32 @@ def test_several_batches_are_each_timed(net: Artifact, data: str, tmp_path: Path
     assert (found["latency"]["batch"], "latencies" in found) == (7, False)
 
 
+def test_each_batch_is_timed_on_each_number_of_threads(net: Artifact, tmp_path: Path) -> None:
+    found = evaluate(net, EvalOptions(batch="4,1", threads="2,1", baseline=net.path)).facts
+    assert (found["latency"]["batch"], found["latency"]["threads"]) == (4, 2)
+    assert [(row["threads"], row["batch"]) for row in found["latencies"]] == [(1, 1), (1, 4), (2, 1), (2, 4)]
+    assert found["latencies"][3]["p50_ms"] == found["latency"]["p50_ms"]
+    assert all(row["speedup_low"] <= row["speedup"] for row in found["latencies"])
+    assert EvalOptions(threads="0,2").thread_counts() == (1, 2)
+    assert EvalOptions(threads="3,2").thread_count() == 3
+
+
+def test_another_output_than_the_first_may_be_scored(tmp_path: Path) -> None:
+    model = nets.linear()
+    model.graph.node.append(helper.make_node("Neg", ["logits"], ["opposite"]))
+    model.graph.output.append(helper.make_tensor_value_info("opposite", 1, ["batch", 4]))
+    net, data = Artifact.open(nets.save(model, tmp_path / "two.onnx")), str(nets.save_npz(tmp_path / "d.npz"))
+    assert evaluate(net, asked(data=data)).facts["accuracy"]["value"] > 0.9
+    assert evaluate(net, asked(data=data, output="opposite")).facts["accuracy"]["value"] < 0.1
+    with pytest.raises(UsageError, match=r"--output odd: no output of two\.onnx; it has logits, opposite"):
+        evaluate(net, asked(data=data, output="odd"))
+
+
+def test_a_provider_that_is_not_there_is_refused(net: Artifact) -> None:
+    with pytest.raises(UsageError, match=r"no such provider; the installed onnxruntime has .*cpu"):
+        evaluate(net, asked(provider="gpu"))
+
+
 def test_a_metric_of_ones_own_counts_for_gates(
     net: Artifact, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,12 +236,14 @@ def test_a_gate_needs_what_it_compares_with() -> None:
         ({"batch": "1,,8"}, "--batch 1,,8: must be numbers of samples"),
         ({"batch": "0"}, "--batch 0: must be"),
         ({"batch": "99999999"}, "--batch 99999999: must be"),
+        ({"threads": "1,two"}, "--threads 1,two: must be numbers from 0 to 4096"),
+        ({"threads": "1,4097"}, "--threads 1,4097: must be"),
         ({"min_accuracy": 0.5}, "--min-accuracy needs samples"),
         ({"max_drop": 1, "data": "d.npz"}, "--max-drop needs a model to compare with"),
         ({"min_speedup": 1}, "--min-speedup needs a model"),
     ):
         with pytest.raises(UsageError, match=says):
-            asked(**options)
+            EvalOptions(**options)
 
 
 def test_a_sealed_model_is_opened_in_memory_only(net: Artifact, data: str, tmp_path: Path, key_folder: Path) -> None:

@@ -272,5 +272,8 @@ def test_as_it_is_typed(net: Artifact, tmp_path: Path, capsys: pytest.CaptureFix
     heard = capsys.readouterr()
     assert (heard.out, "not the same model" in heard.err) == ("", True)
     assert names(tmp_path) == {"net.onnx"}
-    assert status_of([*command, "--allow-regression"]) == 0
+    assert status_of([*command, "--provider", "gpu"]) == 2
+    assert "--provider gpu: no such provider" in capsys.readouterr().err
+    assert status_of([*command, "--allow-regression", "--provider", "CPU"]) == 0
+    assert Artifact.open(tmp_path / "o.onnx").manifest.metrics["latency"]["provider"] == "cpu"
     assert "1 batch norm folded, 9 → 8 nodes" in capsys.readouterr().err
