@@ -1,55 +1,41 @@
 """A pruned model brought back to what it was, with the model that it was as its teacher.
 
-The teacher's answers are computed once, by onnxruntime. How bad a candidate is before it is healed is told by how far
-its answers are from the teacher's on samples that nothing is learned from, once its batch normalization has seen what
-now goes through it.
+How it learns is in `tutoring`. How bad a candidate is before it is healed is told by how far its answers are from the
+teacher's on samples that nothing is learned from, once its batch normalization has seen what now goes through it.
 """
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
 
 import numpy as np
 import onnx
 import torch
 from torch.nn import functional
 
-from modelctl.data import Data, Samples
+from modelctl.data import Data
 from modelctl.data.samples import Array
-from modelctl.graph import augmentation, losses, measure, normalization, sparsity, teaching, training
-from modelctl.graph.learner import Learner, learner_of
+from modelctl.graph import losses, measure, normalization, sparsity
 from modelctl.graph.session import Session
 from modelctl.graph.tensors import tensor_of
 from modelctl.graph.trainable import TrainableGraph
-from modelctl.options import Loss, Optimizer, PruneOptions
+from modelctl.graph.tutoring import Tutor, tensors
+from modelctl.options import Loss, PruneOptions
 from modelctl.progress import Progress
 
 JUDGED_ON = 512  # samples of the validation part
 RECALIBRATED_ON = 8  # batches
 NORMALIZED_ON = 512  # samples
-PROBED = 8
-RATES = {Optimizer.SGD: 0.1, Optimizer.ADAMW: 1e-3, Optimizer.ADAM: 1e-3}
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
-_ATTENDING = frozenset({"LayerNormalization", "Attention", "MultiHeadAttention", "SkipLayerNormalization"})
 
 
 class Healer:
-    """A teacher, its answers to the samples, and how a pruned model learns them.
-
-    Of a classifier (answers [N, classes], labels that are classes) logits are learned, beside the labels; of any other
-    model its answers, by their squared error.
-    """
+    """A teacher, its answers to the samples, and how a pruned model learns them (see `Tutor`)."""
 
     def __init__(self, session: Session, data: Data, options: PruneOptions, progress: Progress) -> None:
         """The teacher's answers are taken from `session` when they are needed first."""
-        self._session, self._data, self._options, self._progress = session, data, options, progress
+        self._session, self._data, self._options = session, data, options
+        self._tutor = Tutor(session, data, options, "prune", progress)
         self._judged = data.validation.first(JUDGED_ON)
-        answers = measure.answers(session, self._judged.first(PROBED), progress)
-        labels = data.train.labels
-        classes = answers.ndim == 2 and answers.shape[1] > 1 and labels is not None and labels.dtype.kind == "i"
-        self._kind = Loss.CROSS_ENTROPY if classes else Loss.MSE
-        self._right = self._taught(self._judged)
-        if classes:
-            losses.check(Loss.CROSS_ENTROPY, np.asarray(labels), answers.shape, data.name)
+        self._right = self._tutor.taught(self._judged)
 
     def heal(
         self, model: onnx.ModelProto, epochs: int, masks: Mapping[str, Array] | None = None
@@ -59,29 +45,18 @@ class Healer:
         `masks` tell by initializer which of its numbers may be other than zero. CheckFailed when the loss is not a
         number any more; UnsupportedError for a graph that can't be trained.
         """
-        samples, options = self._data.train, self._options
-        normalized = normalization.insert(model, self._session.name, self._tensors(samples.first(NORMALIZED_ON)))
-        graph, learner = self._learner(normalized)
-        hold = _holder(graph, masks or {})
-        history = training.fit(
-            graph,
-            learner.answer,
-            samples,
-            self._loss,
-            self._recipe(model, epochs),
-            self._progress,
-            augment=augmentation.flips(samples, graph.name) if options.flip else None,
-            after_step=hold,
-        )
+        seen = self._data.train.first(NORMALIZED_ON)
+        graph, learner = self._tutor.learner(normalization.insert(model, self._session.name, tensors(seen)))
+        history = self._tutor.teach(graph, learner, epochs, _holder(graph, masks or {}))
         made = graph.to_onnx()
         normalization.fold(made)
         return made, history.losses[-1]
 
     def harm(self, model: onnx.ModelProto) -> float:
         """How far the answers are from the teacher's: KL(teacher ‖ model) in nats, or the relative squared error."""
-        _, learner = self._learner(self.recalibrated(model))
+        _, learner = self._tutor.learner(self.recalibrated(model))
         with torch.no_grad():
-            found = [learner.answer(self._tensors(batch)) for batch in self._judged.batches(measure.BATCH)]
+            found = [learner.answer(tensors(batch)) for batch in self._judged.batches(measure.BATCH)]
         return self._distance(torch.cat(found))
 
     def recalibrated(self, model: onnx.ModelProto) -> onnx.ModelProto:
@@ -93,24 +68,24 @@ class Healer:
         size = self._options.batch_size
         with torch.no_grad():
             for batch in self._data.train.first(size * RECALIBRATED_ON).batches(size):
-                graph(*self._tensors(batch))
+                graph(*tensors(batch))
         return graph.to_onnx()
 
     def gradients(self, model: onnx.ModelProto) -> list[dict[str, Array]]:
         """The loss's gradient on each initializer, for each of some batches of the training part."""
-        graph, learner = self._learner(model)
+        graph, learner = self._tutor.learner(model)
         size = self._options.batch_size
         samples = self._data.train.first(size * RECALIBRATED_ON)
         labels = samples.labels
-        if self._kind is Loss.CROSS_ENTROPY and labels is not None:
+        if self._tutor.kind is Loss.CROSS_ENTROPY and labels is not None:
             loss = losses.label_loss(labels)
         else:
             # At its own answers the loss is flat: how much they move is what counts.
-            loss = losses.target_loss(Loss.MSE, np.zeros_like(self._taught(samples)))
+            loss = losses.target_loss(Loss.MSE, np.zeros_like(self._tutor.taught(samples)))
         found = []
         for rows in torch.split(torch.arange(len(samples)), size):
             graph.zero_grad()
-            answers = learner.answer(self._tensors(samples.pick(rows.numpy())))
+            answers = learner.answer(tensors(samples.pick(rows.numpy())))
             torch.autograd.backward(loss(answers, rows))
             weights = {name: graph.get_parameter(key).grad for key, name in graph.parameter_names.items()}
             found.append({name: one.numpy().copy() for name, one in weights.items() if one is not None})
@@ -122,7 +97,7 @@ class Healer:
         axes = sparsity.summed_axes(model)
         values = {node.input[1]: node.input[0] for node in model.graph.node if len(node.input) > 1}
         taken = {weight: values[weight] for weight in axes if weight in values}
-        batch = self._tensors(self._data.train.first(self._options.batch_size * 2))
+        batch = tensors(self._data.train.first(self._options.batch_size * 2))
         with torch.no_grad():
             found = graph.eval().values(batch, dict.fromkeys(taken.values()))
         sizes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
@@ -136,41 +111,9 @@ class Healer:
                 told[weight] = mean
         return told
 
-    def _learner(self, model: onnx.ModelProto) -> tuple[TrainableGraph, Learner]:
-        graph = TrainableGraph(model, self._session.name)
-        return graph, learner_of(graph, self._judged.first(PROBED), self._kind)
-
-    @cached_property
-    def _loss(self) -> losses.Objective:
-        """The teacher's answers to all views, and the labels of a classifier."""
-        samples = self._data.train
-        views = [samples, *([augmentation.flipped(samples, self._session.name)] if self._options.flip else [])]
-        answers = np.concatenate([self._taught(one) for one in views])
-        if self._kind is Loss.MSE:
-            return losses.target_loss(Loss.MSE, answers)
-        temperature, alpha = self._options.temperature, self._options.alpha
-        return losses.distillation_loss(answers, samples.labels, temperature=temperature, alpha=alpha)
-
-    def _taught(self, samples: Samples) -> Array:
-        """What the teacher answers, logits of a classifier."""
-        if self._kind is Loss.CROSS_ENTROPY:
-            return teaching.logits(self._session, samples, "prune", self._progress)[0]
-        return measure.answers(self._session, samples, self._progress).astype(np.float32)
-
-    def _recipe(self, model: onnx.ModelProto, epochs: int) -> training.Recipe:
-        options = self._options
-        types = {node.op_type for node in model.graph.node}
-        sgd = bool(types & _CONVOLUTIONS) and not types & _ATTENDING
-        optimizer = options.optimizer or (Optimizer.SGD if sgd else Optimizer.ADAMW)
-        rate = options.lr or RATES[optimizer]
-        return training.Recipe(epochs=epochs, batch_size=options.batch_size, lr=rate, optimizer=optimizer)
-
-    def _tensors(self, samples: Samples) -> list[torch.Tensor]:
-        return [tensor_of(array) for array in samples.inputs.values()]
-
     def _distance(self, found: torch.Tensor) -> float:
         right, mine = torch.from_numpy(self._right).double(), found.double()
-        if self._kind is Loss.MSE:
+        if self._tutor.kind is Loss.MSE:
             return float(((mine - right) ** 2).mean() / right.var().clamp(min=1e-12))
         wanted, told = functional.log_softmax(right, dim=1), functional.log_softmax(mine, dim=1)
         return float(functional.kl_div(told, wanted, reduction="batchmean", log_target=True))
