@@ -1,9 +1,10 @@
 """How a step's options are remembered in the manifest, and what of a data or code reference is remembered.
 
 A path is remembered by its file name and the digest of its content: a changed calibration set is a changed option, and
-nobody's home folder leaks. A data reference `path#split=test&limit=100` keeps its selection. A factory `module:name`
-is remembered with the digests of its module's file and of the project's own files that it imports, found by reading
-their import statements, never by running them. A key leaves no trace here: the step that used it adds the key's id.
+nobody's home folder leaks. A data reference `path#split=test&limit=100` keeps its selection; in place of a path it may
+name code that gives samples. Such code, or a factory, `module:name` is remembered with the digests of its module's file
+and of the project's own files that it imports, found by reading their import statements, never by running them. A key
+leaves no trace here: the step that used it adds the key's id.
 """
 
 import ast
@@ -23,28 +24,46 @@ _STDLIB = Path(ast.__file__).parent
 
 @dataclass(frozen=True)
 class DataRef:
-    """A `--data` value taken apart: where the samples are, and which of them are meant."""
+    """A `--data` value taken apart: where the samples are, and which of them are meant.
+
+    `path` is a file or a folder; with `is_code` it is `module:function`, found in the current folder. `target` names
+    the column of labels in a table.
+    """
 
     path: Path
     split: str | None
     limit: int | None
+    target: str | None = None
+    is_code: bool = False
 
     @classmethod
     def parse(cls, text: str) -> "DataRef":
-        """`path#split=train|test,limit=N`, parts of the selection joined by `,`, `&` or a further `#`."""
+        """`path#split=train|test,limit=N,target=column`, parts joined by `,`, `&` or a further `#`."""
         place, *rest = text.split("#")
         selection = dict(parse_qsl("&".join(rest).replace(",", "&"), keep_blank_values=True))
-        unknown = sorted(set(selection) - {"split", "limit"})
-        split, limit = selection.get("split"), selection.get("limit")
-        if unknown or split not in (None, "train", "test") or (limit is not None and not _is_count(limit)):
-            wrong = unknown[0] if unknown else f"split={split}" if split not in (None, "train", "test") else limit
+        wrong = _wrong(selection)
+        if wrong is not None:
             raise UsageError(f"--data {text}: can't select {wrong!r}", f"--data '{place}#split=test,limit=1000'")
+        split, limit, target = selection.get("split"), selection.get("limit"), selection.get("target")
         path = Path(place)
-        if not place or not path.exists():
+        is_code = is_factory(place) and not path.exists()
+        if not is_code and (not place or not path.exists()):
             raise DataError(f"{place}: no such file or folder")
-        if not (path.is_file() or path.is_dir()):  # a pipe would be waited for, and can't be read twice
+        if not (is_code or path.is_file() or path.is_dir()):  # a pipe would be waited for, and can't be read twice
             raise DataError(f"{place}: is not a plain file or folder")
-        return cls(path, split, int(limit) if limit else None)
+        return cls(path, split, int(limit) if limit else None, target, is_code)
+
+
+def _wrong(selection: dict[str, str]) -> str | None:
+    """What can't be selected; None if all can."""
+    for key, value in selection.items():
+        if key not in ("split", "limit", "target"):
+            return key
+        if key == "split" and value not in ("train", "test"):
+            return f"split={value}"
+        if (key == "limit" and not _is_count(value)) or not value:
+            return value
+    return None
 
 
 def _is_count(text: str) -> bool:
@@ -64,8 +83,9 @@ def options(given: Options) -> dict[str, Any]:
                 continue
             case Remembered.DATA if value is not None:
                 ref = DataRef.parse(value)
-                picked = {"split": ref.split, "limit": ref.limit}
-                remembered[name] = path(ref.path) | {word: pick for word, pick in picked.items() if pick is not None}
+                picked = {"split": ref.split, "limit": ref.limit, "target": ref.target}
+                found = factory(str(ref.path)) if ref.is_code else path(ref.path)
+                remembered[name] = found | {word: pick for word, pick in picked.items() if pick is not None}
             case Remembered.FACTORY if value is not None:
                 remembered[name] = factory(value)
             case _:

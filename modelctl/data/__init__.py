@@ -1,15 +1,18 @@
 """Where samples come from: one reader a file, chosen by what the reference points at, and how they are split.
 
-A reference is `path#split=train|test,limit=N`. A folder is read as IDX files, which come split; anything else must be
-an `.npz`, which is split 80/10/10 by the seed. Nothing is read before it is asked for, and nothing twice.
+A reference is `path#split=train|test,limit=N,target=column`. A folder holds IDX files, which come split, or shards,
+`.npz` files that are one set in the order of their names. All else is split 80/10/10 by the seed: an `.npz`, shards, a
+table (`.csv`, `.parquet`), or what a function `module:function` of the user's project gives. Files are not read before
+it is asked for, and nothing is read twice into memory; inputs that are too large for it stay in files (`rows.py`).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 from modelctl import digests
-from modelctl.data import idx, npz
+from modelctl.data import idx, npz, stream, table
 from modelctl.data.samples import Samples, checked
 from modelctl.errors import DataError
 from modelctl.manifest import TensorSpec
@@ -26,8 +29,10 @@ class Data:
 
     Where the reference names a split, that split is dealt out 80/10/10 by the seed, and `scored` is all of it.
     Otherwise an IDX folder's test files are the test part and a tenth of its training files is held out as validation,
-    a single file is dealt out 80/10/10, and `scored` is the test part. `#limit=N` keeps the first N of each part.
-    `columns` are read beside the inputs.
+    anything else is dealt out 80/10/10, and `scored` is the test part. `#limit=N` keeps the first N of each part; of
+    what a function gives no more than N are asked for in all. `columns` are read beside the inputs.
+
+    The order is that of the seed, the same each time, so that who stopped after k samples goes on with those after.
     """
 
     name: str
@@ -56,7 +61,7 @@ class Data:
     @cached_property
     def test(self) -> Samples:
         """To report on: nothing was learned or chosen by these."""
-        if self.ref.split is None and self._is_folder:
+        if self.ref.split is None and self._comes_split:
             return self._ready(self._whole("test"))
         return self._parts[2]
 
@@ -64,7 +69,7 @@ class Data:
     def _parts(self) -> tuple[Samples, ...]:
         if self.ref.split is not None:
             return self._dealt(self.scored, HELD_OUT, HELD_OUT)
-        if self._is_folder:
+        if self._comes_split:
             return tuple(map(self._ready, self._dealt(self._whole("train"), HELD_OUT)))
         return tuple(map(self._ready, self._dealt(self._file(), HELD_OUT, HELD_OUT)))
 
@@ -75,7 +80,7 @@ class Data:
 
     def _whole(self, split: str) -> Samples:
         """All samples of `train` or `test`, as the file holds them."""
-        if self._is_folder:
+        if self._comes_split:
             if split not in self._read:
                 self._read[split] = idx.read(self.ref.path, split, self._only_input)
             return self._read[split]
@@ -84,17 +89,23 @@ class Data:
 
     def _file(self) -> Samples:
         if "" not in self._read:
-            self._read[""] = npz.read(self.ref.path, [spec.name for spec in self.inputs], self.columns)
+            names, path = [spec.name for spec in self.inputs], self.ref.path
+            if path.is_dir():
+                self._read[""] = npz.read_shards(_shards(path), names, self.columns)
+            elif path.suffix.lower() in table.SUFFIXES:
+                self._read[""] = table.read(path, self.inputs, self.columns, self.ref.target)
+            else:
+                self._read[""] = npz.read(path, names, self.columns)
         return self._read[""]
 
     def _ready(self, found: Samples) -> Samples:
         """Few enough, and as the model takes them."""
         found = found.first(self.ref.limit)
-        return checked(idx.scaled(found) if self._is_folder else found, self.inputs, self.name)
+        return checked(idx.scaled(found) if self._comes_split else found, self.inputs, self.name)
 
     @property
-    def _is_folder(self) -> bool:
-        return self.ref.path.is_dir()
+    def _comes_split(self) -> bool:
+        return _is_idx(self.ref)
 
     @property
     def _only_input(self) -> str:
@@ -106,23 +117,44 @@ class Data:
 def open_data(text: str, inputs: Sequence[TensorSpec], seed: int, columns: Sequence[str] = ()) -> Data:
     """The data that a `--data` value means, for a model with these inputs; DataError if there are none to be read.
 
-    Its digest is that of exactly the files that the reference selects.
+    Its digest is that of exactly the files that the reference selects; of a function, which is called here, that of the
+    samples that it gives.
     """
     ref = DataRef.parse(text)
     if not inputs:
         raise DataError(f"{ref.path}: the model takes no inputs that samples could be fed to")
-    if columns and ref.path.is_dir():
+    if columns and _is_idx(ref):
         raise DataError(f"{ref.path}: has no column {columns[0]!r}: a folder of IDX files holds images and labels only")
+    if ref.target is not None and (ref.is_code or ref.path.suffix.lower() not in table.SUFFIXES):
+        raise DataError(f"{ref.path}: #target= names a column of a table, .csv or .parquet; labels are 'y' here")
+    if ref.is_code:
+        found, sha256 = stream.read(str(ref.path), [spec.name for spec in inputs], columns, ref.limit)
+        return Data(str(ref.path), sha256, ref, tuple(inputs), seed, tuple(columns), {"": found})
     return Data(str(ref.path), digests.of_files(_files(ref)), ref, tuple(inputs), seed, tuple(columns))
 
 
 def _files(ref: DataRef) -> list[tuple[str, str]]:
     path = ref.path
-    if path.is_dir():
+    if _is_idx(ref):
         splits = [ref.split] if ref.split else list(idx.SPLITS)
         return [(file.name, digests.of_file(file)) for split in splits for file in idx.files(path, split)]
-    if path.suffix.lower() != ".npz":
+    if path.is_dir():
+        return [(file.name, digests.of_file(file)) for file in _shards(path)]
+    if path.suffix.lower() not in (".npz", *table.SUFFIXES):
         raise DataError(f"{path}: no reader for {path.suffix or 'a file without a suffix'}", "--data samples.npz")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: is empty")
     return [(path.name, digests.of_file(path))]
+
+
+def _is_idx(ref: DataRef) -> bool:
+    """Whether it is a folder in MNIST's layout: any that holds no `.npz` is taken for one."""
+    return not ref.is_code and ref.path.is_dir() and not _shards(ref.path)
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The `.npz` files in a folder that holds no IDX files, in the order of their names."""
+    names = [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
+    if any("-ubyte" in file.name for file in names):
+        return []
+    return sorted(file for file in names if file.suffix.lower() == ".npz")

@@ -1,30 +1,39 @@
-"""Samples from an `.npz` file: a zip of `.npy` arrays, one for each input of the model, `y` the labels, any columns.
+"""Samples from `.npz` files: zips of `.npy` arrays, one for each input of the model, `y` the labels, any columns.
 
 Layout: NumPy's own (numpy.lib.format, "A Simple File Format for NumPy Arrays"). The file is read as one that anyone may
-have made: no pickles, no member larger than its header promises, none larger than `LIMIT_BYTES` together.
+have made: no pickles, no member larger than its header promises, none larger than `LIMIT_BYTES` together once unpacked.
+
+Inputs too large to be held (`rows.HELD_BYTES`) are read from where they lie, if they are stored as they are
+(`np.savez`), and else unpacked once into a temporary file. Either way all of a member is gone through first, so that a
+damaged one is found before work begins.
 """
 
 import errno
 import math
-import sys
+import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
 
-from modelctl.data.samples import LABELS, Array, Samples
+from modelctl.data import rows
+from modelctl.data.rows import Array, Held, Joined, Named, Rows, Source, Stored
+from modelctl.data.samples import LABELS, Samples, check_lengths, column_of
+from modelctl.data.spool import LIMIT_BYTES, Spool
 from modelctl.errors import DataError
 
 ONLY = "x"
-LIMIT_BYTES = 8 << 30
+LIMIT_HELD_BYTES = 8 << 30
 LIMIT_HEADER_BYTES = 10_000
 LIMIT_MEMBERS = 1000
 
+_LOCAL = struct.Struct("<26xHH")  # a member's local header: how long the name and the extra field after it are
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _BROKEN = (
     zipfile.BadZipFile,
@@ -52,14 +61,17 @@ def read(path: Path, names: Sequence[str], columns: Sequence[str] = ()) -> Sampl
             members = {one.filename.removesuffix(".npy"): one for one in archive.infolist()[:LIMIT_MEMBERS]}
             places = _places(path, names, members)
             _check_columns(path, columns, set(members) - set(places.values()))
-            wanted = {*places.values(), *columns, LABELS} & set(members)
-            total = sum(members[name].file_size for name in wanted)
-            if total > LIMIT_BYTES:
-                raise DataError(f"{path}: {total} bytes unpacked, at most {LIMIT_BYTES} are read")
-            arrays = {}
-            for name in sorted(wanted):
-                with archive.open(members[name]) as file:
-                    arrays[name] = _array(file, members[name].file_size, f"{path}: array {name!r}")
+            apart = {name for name in (*columns, LABELS) if name in members}
+            _check_size(path, [members[one] for one in places.values()], [members[one] for one in apart])
+            large = sum(members[name].file_size for name in set(places.values())) > rows.HELD_BYTES
+            arrays, sources = {}, {}
+            for name in sorted({*places.values(), *apart}):
+                what = f"{path}: array {name!r}"
+                if name in apart or not large:
+                    with archive.open(members[name]) as file:
+                        arrays[name] = _array(file, members[name].file_size, what)
+                if name in places.values() and large:
+                    sources[name] = _source(archive, members[name], path, what)
     except _BROKEN as error:
         raise DataError(f"{path}: not a sound .npz file: {error or type(error).__name__}") from error
     except OSError as error:
@@ -67,10 +79,67 @@ def read(path: Path, names: Sequence[str], columns: Sequence[str] = ()) -> Sampl
             raise
         # zipfile looks where a damaged directory says that a member lies: before the file's beginning.
         raise DataError(f"{path}: not a sound .npz file: a member lies outside of it") from error
-    told = {name: _column(arrays[name], f"{path}: column {name!r}") for name in columns}
-    found = Samples({name: arrays[place] for name, place in places.items()}, arrays.get(LABELS), told)
-    _check_lengths(found, path)
-    return found
+    told = {name: column_of(arrays[name], f"{path}: column {name!r}") for name in columns}
+    shapes = {name: (sources if large else arrays)[place].shape for name, place in places.items()}
+    shapes |= {name: column.shape for name, column in told.items()}
+    labels = arrays.get(LABELS)
+    check_lengths(shapes if labels is None else shapes | {LABELS: labels.shape}, str(path))
+    inputs = (
+        Rows({name: sources[place] for name, place in places.items()})
+        if large
+        else {name: arrays[place] for name, place in places.items()}
+    )
+    return Samples(inputs, labels, told)
+
+
+def read_shards(paths: Sequence[Path], names: Sequence[str], columns: Sequence[str] = ()) -> Samples:
+    """The samples of several files, in their order, as of one; DataError also when the files are not alike."""
+    parts = [read(path, names, columns) for path in paths]
+    for path, part in zip(paths, parts, strict=True):
+        _check_alike(paths[0], parts[0], path, part)
+    if all(part.is_held for part in parts) and sum(map(_nbytes, parts)) <= rows.HELD_BYTES:
+        inputs: Mapping[str, Array] = {name: np.concatenate([part.inputs[name] for part in parts]) for name in names}
+    else:
+        inputs = Rows({name: Joined([_part(part, name) for part in parts]) for name in names})
+    labels = [part.labels for part in parts if part.labels is not None]
+    told = {name: np.concatenate([part.columns[name] for part in parts]) for name in columns}
+    return Samples(inputs, np.concatenate(labels) if labels else None, told)
+
+
+def _check_alike(first: Path, begun: Samples, path: Path, part: Samples) -> None:
+    forms = [
+        {name: (array.dtype, tuple(array.shape[1:])) for name, array in _arrays(one).items()} for one in (begun, part)
+    ]
+    for name in sorted(forms[0].keys() | forms[1].keys()):
+        was, now = (_told(form.get(name)) for form in forms)
+        if was != now:
+            raise DataError(f"{path}: array {name!r} is {now}, in {first.name} {was}")
+
+
+def _told(form: tuple[np.dtype[Any], tuple[int, ...]] | None) -> str:
+    return "not there" if form is None else f"{form[0]}[{','.join(map(str, ('N', *form[1])))}]"
+
+
+def _arrays(part: Samples) -> dict[str, Array | Source]:
+    found: dict[str, Array | Source] = {**(part.inputs.sources if isinstance(part.inputs, Rows) else part.inputs)}
+    return found if part.labels is None else found | {LABELS: part.labels}
+
+
+def _nbytes(part: Samples) -> int:
+    return sum(array.nbytes for array in part.inputs.values())
+
+
+def _part(part: Samples, name: str) -> Source:
+    return part.inputs.sources[name] if isinstance(part.inputs, Rows) else Held(part.inputs[name])
+
+
+def _check_size(path: Path, inputs: Sequence[zipfile.ZipInfo], apart: Sequence[zipfile.ZipInfo]) -> None:
+    total = sum(one.file_size for one in (*inputs, *apart) if one.compress_type != zipfile.ZIP_STORED)
+    if total > LIMIT_BYTES:
+        raise DataError(f"{path}: {total} bytes unpacked, at most {LIMIT_BYTES} are read")
+    held = sum(one.file_size for one in apart)
+    if held > LIMIT_HELD_BYTES:
+        raise DataError(f"{path}: {held} bytes of labels and columns, at most {LIMIT_HELD_BYTES} are held")
 
 
 def _check_columns(path: Path, columns: Sequence[str], held: set[str]) -> None:
@@ -78,21 +147,6 @@ def _check_columns(path: Path, columns: Sequence[str], held: set[str]) -> None:
         if name not in held:
             known = ", ".join(sorted(held)[:8]) or "none"
             raise DataError(f"{path}: has no column {name!r}; its columns: {known}")
-
-
-def _column(array: Array, what: str) -> Array:
-    """`array` [N] or [N, 1] as [N]; bytes as the text that they are."""
-    flat = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
-    if flat.ndim != 1 or flat.dtype.kind not in "USiub":
-        raise DataError(f"{what}: expected strings or integers [N], found {array.dtype}{list(array.shape)}")
-    if flat.dtype.kind not in "US":
-        return flat
-    if flat.dtype.kind == "U":
-        codes = np.ascontiguousarray(flat).view(np.dtype(np.uint32).newbyteorder(flat.dtype.byteorder))
-        if codes.size and codes.max() > sys.maxunicode:
-            raise DataError(f"{what}: holds what is not text")
-    texts = (one.decode(errors="replace") if isinstance(one, bytes) else one for one in flat.tolist())
-    return np.array(list(texts), object)
 
 
 def _places(path: Path, names: Sequence[str], members: dict[str, zipfile.ZipInfo]) -> dict[str, str]:
@@ -109,6 +163,17 @@ def _places(path: Path, names: Sequence[str], members: dict[str, zipfile.ZipInfo
 
 
 def _array(file: IO[bytes], size: int, what: str) -> Array:
+    """The array in a member of `size` bytes, in memory."""
+    shape, fortran, dtype = _header(file, size, what)
+    promised = math.prod(shape) * dtype.itemsize
+    data = file.read(promised)
+    if len(data) != promised or file.read(1):
+        raise DataError(f"{what}: its header promises {promised} bytes, it holds another number")
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _header(file: IO[bytes], size: int, what: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether columns come first, and type of the array in a member of `size` bytes, which then follows."""
     version = npy.read_magic(file)
     if version not in _HEADERS:
         raise DataError(f"{what}: .npy version {version[0]}.{version[1]} is not read here")
@@ -120,20 +185,46 @@ def _array(file: IO[bytes], size: int, what: str) -> Array:
     promised = math.prod(shape) * dtype.itemsize
     if promised != size - file.tell():
         raise DataError(f"{what}: its header promises {promised} bytes, it holds {size - file.tell()}")
-    data = file.read(promised)
-    if len(data) != promised or file.read(1):
-        raise DataError(f"{what}: its header promises {promised} bytes, it holds another number")
-    array = np.frombuffer(data, dtype.newbyteorder("=") if dtype.isnative else dtype)
-    return array.reshape(shape, order="F" if fortran else "C")
+    return shape, fortran, dtype.newbyteorder("=") if dtype.isnative else dtype
 
 
-def _check_lengths(found: Samples, path: Path) -> None:
-    arrays = dict(found.inputs) | found.columns | ({LABELS: found.labels} if found.labels is not None else {})
-    if any(array.ndim == 0 for array in arrays.values()):
-        raise DataError(f"{path}: expected arrays whose first axis counts samples, found a single number")
-    lengths = {name: len(array) for name, array in arrays.items()}
-    if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{length} of {name!r}" for name, length in lengths.items())
-        raise DataError(f"{path}: inputs and labels differ in number: {told}")
-    if 0 in lengths.values():
-        raise DataError(f"{path}: holds no samples")
+def _source(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, what: str) -> Source:
+    """The array in a member, to be read from the file that it lies in or has been unpacked into."""
+    with archive.open(member) as file:
+        shape, fortran, dtype = _header(file, member.file_size, what)
+        stored = Stored(Named(path), 0, shape, dtype, what)
+        if member.compress_type == zipfile.ZIP_STORED:
+            stored = replace(stored, offset=_start(path, member) + file.tell())
+            while file.read(rows.PORTION_BYTES):  # zipfile compares the checksum at the end
+                pass
+        else:
+            spool = Spool(what, stored.nbytes)
+            while portion := file.read(rows.PORTION_BYTES):
+                spool.write(portion)
+            stored = spool.stored(shape, dtype)
+    return _turned(stored) if fortran and len(shape) > 1 else stored
+
+
+def _start(path: Path, member: zipfile.ZipInfo) -> int:
+    """Where the data of a member begin: after its local header, which zipfile has found to be one."""
+    with path.open("rb") as file:
+        file.seek(member.header_offset)
+        header = file.read(_LOCAL.size)
+    if len(header) != _LOCAL.size:
+        raise zipfile.BadZipFile("a member is cut short")
+    name, extra = _LOCAL.unpack(header)
+    start: int = member.header_offset + _LOCAL.size + name + extra
+    if member.compress_size != member.file_size or start + member.file_size > path.stat().st_size:
+        raise zipfile.BadZipFile("a member that is stored as it is has two sizes")
+    return start
+
+
+def _turned(columns_first: Stored) -> Stored:
+    """An array that lies column after column, laid out row after row."""
+    count, *rest = columns_first.shape
+    spool = Spool(columns_first.what, columns_first.nbytes)
+    turned = replace(columns_first, shape=(*reversed(rest), count))
+    size = max(1, rows.PORTION_BYTES // max(1, math.prod(rest) * columns_first.dtype.itemsize))
+    for first in range(0, count, size):
+        spool.write_array(turned.columns(first, min(first + size, count)).T)
+    return spool.stored(columns_first.shape, columns_first.dtype)

@@ -72,7 +72,7 @@ class _Calibration(CalibrationDataReader):  # type: ignore[misc]
         if place is None:
             return None
         self._progress.advance("calibrating", place + 1, len(self._batches), "batches")
-        return self._batches[place]
+        return dict(self._batches[place])
 
 
 def static(

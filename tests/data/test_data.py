@@ -6,10 +6,21 @@ import pytest
 from nets import write_idx
 
 from modelctl import digests
-from modelctl.data import Data, open_data
+from modelctl.data import Data, open_data, rows
 from modelctl.data.samples import Samples
 from modelctl.errors import DataError, UsageError
 from modelctl.manifest import TensorSpec
+
+pytestmark = pytest.mark.usefixtures("kept")
+
+
+@pytest.fixture(params=["held", "in files"])
+def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Samples that are held in memory, and such that are too large for it."""
+    if request.param == "in files":
+        monkeypatch.setattr(rows, "HELD_BYTES", 0)
+    return str(request.param)
+
 
 SPEC = TensorSpec(name="x", dtype="float32", shape=("batch", 2))
 
@@ -24,7 +35,7 @@ def numbered(path: Path, count: int = 100) -> Path:
     return path
 
 
-def rows(found: Samples) -> list[int]:
+def numbers(found: Samples) -> list[int]:
     assert found.labels is not None
     assert np.array_equal(found.inputs["x"].reshape(len(found), -1).max(axis=1).round(), found.labels)
     return [int(one) for one in found.labels]
@@ -33,28 +44,28 @@ def rows(found: Samples) -> list[int]:
 def test_a_single_file_is_dealt_out_by_the_seed(tmp_path: Path) -> None:
     path = numbered(tmp_path / "a.npz")
     data = opened(path)
-    parts = [rows(part) for part in (data.train, data.validation, data.test)]
+    parts = [numbers(part) for part in (data.train, data.validation, data.test)]
     assert [len(part) for part in parts] == [80, 10, 10]
     assert sorted(one for part in parts for one in part) == list(range(100))
-    assert parts == [rows(part) for part in (opened(path).train, opened(path).validation, opened(path).test)]
-    assert rows(opened(path, seed=1).test) != parts[2]
-    assert rows(data.scored) == parts[2]
+    assert parts == [numbers(part) for part in (opened(path).train, opened(path).validation, opened(path).test)]
+    assert numbers(opened(path, seed=1).test) != parts[2]
+    assert numbers(data.scored) == parts[2]
     assert data.sha256 == digests.of_file(path)
 
 
 def test_a_limit_keeps_the_first_of_each_part(tmp_path: Path) -> None:
     path = numbered(tmp_path / "a.npz")
     data = opened(path, "#limit=7")
-    assert rows(data.train) == rows(opened(path).train)[:7]
+    assert numbers(data.train) == numbers(opened(path).train)[:7]
     assert [len(part) for part in (data.train, data.validation, data.test, data.scored)] == [7, 7, 7, 7]
 
 
 def test_a_named_split_is_scored_whole_and_dealt_out_to_learners(tmp_path: Path) -> None:
     path = numbered(tmp_path / "a.npz")
     data = opened(path, "#split=train")
-    assert sorted(rows(data.scored)) == sorted(rows(opened(path).train))
+    assert sorted(numbers(data.scored)) == sorted(numbers(opened(path).train))
     assert [len(part) for part in (data.train, data.validation, data.test)] == [64, 8, 8]
-    assert sorted(rows(data.train) + rows(data.validation) + rows(data.test)) == sorted(rows(data.scored))
+    assert sorted(numbers(data.train) + numbers(data.validation) + numbers(data.test)) == sorted(numbers(data.scored))
     assert len(opened(path, "#split=train,limit=50").test) == 5
 
 
@@ -69,8 +80,8 @@ def test_an_idx_folder_comes_split(tmp_path: Path) -> None:
     spec = TensorSpec(name="pixels", dtype="float32", shape=("batch", 1, 8, 8))
     data = opened(tmp_path, "", spec)
     assert [len(part) for part in (data.train, data.validation, data.test, data.scored)] == [27, 3, 10, 10]
-    numbers = np.concatenate([part.inputs["pixels"][:, 0, 0, 0] * 255 for part in (data.train, data.validation)])
-    assert sorted(numbers.round()) == list(range(30))
+    first = np.concatenate([part.inputs["pixels"][:, 0, 0, 0] * 255 for part in (data.train, data.validation)])
+    assert sorted(first.round()) == list(range(30))
     assert len(opened(tmp_path, "#split=train", spec).scored) == 30
     assert [len(part) for part in (opened(tmp_path, "#limit=5", spec).train, data.test.first(5))] == [5, 5]
 
@@ -118,7 +129,7 @@ def test_what_does_not_fit_the_model_is_refused(tmp_path: Path, x: Any, y: Any, 
     np.savez(tmp_path / "a.npz", x=x, y=y)
     data = opened(tmp_path / "a.npz", "", TensorSpec(name="x", dtype=dtype, shape=("batch", 2)))
     with pytest.raises(DataError, match=says):
-        _ = data.train
+        _ = dict(data.train.inputs)
 
 
 def test_images_fit_no_model_of_two_inputs(tmp_path: Path) -> None:
@@ -129,9 +140,9 @@ def test_images_fit_no_model_of_two_inputs(tmp_path: Path) -> None:
 
 
 def test_what_can_not_be_opened(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("1,2")
+    (tmp_path / "a.tsv").write_text("1,2")
     (tmp_path / "empty.npz").touch()
-    for path, says in (("a.csv", "no reader for .csv"), ("empty.npz", "is empty"), ("none.npz", "no such file")):
+    for path, says in (("a.tsv", "no reader for .tsv"), ("empty.npz", "is empty"), ("none.npz", "no such file")):
         with pytest.raises(DataError, match=says):
             opened(tmp_path / path)
     with pytest.raises(UsageError, match="can't select"):
@@ -147,3 +158,47 @@ def test_batches_and_draws() -> None:
     assert len(set(drawn.labels.tolist())) == 4
     assert np.array_equal(drawn.inputs["x"], found.take(4, seed=3).inputs["x"])
     assert found.take(10, seed=3) is found
+
+
+def test_who_stopped_goes_on_with_the_samples_after(tmp_path: Path) -> None:
+    path = numbered(tmp_path / "a.npz")
+    whole = [numbers(batch) for batch in opened(path).train.batches(16)]
+    assert [numbers(batch) for batch in opened(path).train.batches(16, start=32)] == whole[2:]
+    filled = [numbers(batch) for batch in opened(path).train.filled_batches(32)]
+    assert [numbers(batch) for batch in opened(path).train.filled_batches(32, start=32)] == filled[1:]
+    train = opened(path).train
+    assert numbers(train.take(30, 3)) == numbers(train.take(20, 3)) + numbers(train.take(10, 3, start=20))
+    rest = numbers(train.take(20, 3)) + numbers(train.take(100, 3, start=20))
+    assert sorted(rest) == sorted(numbers(train))
+
+
+def test_shards_are_one_set_in_the_order_of_their_names(tmp_path: Path) -> None:
+    single = numbered(tmp_path / "a.npz")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    with np.load(single) as held:
+        for place, (x, y) in enumerate(zip(np.split(held["x"], [7, 60]), np.split(held["y"], [7, 60]), strict=True)):
+            np.savez(folder / f"{place}.npz", x=x, y=y)
+    (folder / "README.md").write_text("no samples")
+    data = opened(folder)
+    assert data.sha256 != opened(single).sha256
+    for one, other in zip((data.train, data.test), (opened(single).train, opened(single).test), strict=True):
+        assert numbers(one) == numbers(other)
+    np.savez(folder / "1.npz", x=np.ones((5, 3)), y=np.arange(5))
+    with pytest.raises(DataError, match=r"1\.npz: array 'x' is float64\[N,3\], in 0\.npz float64\[N,2\]"):
+        _ = opened(folder).train
+    np.savez(folder / "1.npz", x=np.ones((5, 2)))
+    with pytest.raises(DataError, match=r"1\.npz: array 'y' is not there, in 0\.npz int64\[N\]"):
+        _ = opened(folder).train
+
+
+def test_a_target_is_a_column_of_a_table(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="names a column of a table"):
+        opened(numbered(tmp_path / "a.npz"), "#target=x")
+
+
+def test_the_same_samples_come_from_memory_and_from_files(tmp_path: Path, kept: str) -> None:
+    data = opened(numbered(tmp_path / "a.npz"))
+    assert data.train.is_held == (kept == "held")
+    assert numbers(data.train)[:5] == [82, 36, 20, 5, 93]
+    assert data.train.inputs["x"].dtype == np.float32

@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 from nets import idx_bytes, write_idx
 
-from modelctl.data import idx
+from modelctl.data import idx, rows
 from modelctl.errors import DataError
+
+
+@pytest.fixture(params=["held", "in files"], autouse=True)
+def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Images that are held in memory, and such that are too many for it."""
+    if request.param == "in files":
+        monkeypatch.setattr(rows, "HELD_BYTES", 0)
+    return str(request.param)
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -1,15 +1,27 @@
 import io
+import shutil
+import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modelctl.data import npz
+from modelctl.data import npz, rows, spool
 from modelctl.errors import DataError
+
+
+@pytest.fixture(params=["held", "in files"], autouse=True)
+def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Inputs that are held in memory, and such that are too large for it."""
+    if request.param == "in files":
+        monkeypatch.setattr(rows, "HELD_BYTES", -1)
+    return str(request.param)
 
 
 def zipped(path: Path, **members: bytes) -> Path:
@@ -47,10 +59,73 @@ def test_a_single_input_may_be_called_x(tmp_path: Path) -> None:
     assert found.labels is None
 
 
-def test_reads_columns_first_and_big_endian_arrays(tmp_path: Path) -> None:
-    array = np.asfortranarray(np.arange(6, dtype=">f4").reshape(2, 3))
-    np.savez(tmp_path / "a.npz", x=array)
-    assert np.array_equal(npz.read(tmp_path / "a.npz", ["x"]).inputs["x"], array)
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("portion", [8, 100, 1 << 20])
+def test_reads_columns_first_and_big_endian_arrays(
+    tmp_path: Path, save: Callable[..., None], portion: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "PORTION_BYTES", portion)
+    array = np.asfortranarray(np.arange(60, dtype=">f4").reshape(5, 3, 4))
+    save(tmp_path / "a.npz", x=array)
+    found = npz.read(tmp_path / "a.npz", ["x"])
+    assert np.array_equal(found.inputs["x"], array)
+    assert np.array_equal(found.pick(np.array([3, 0, 1])).inputs["x"], array[[3, 0, 1]])
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_any_rows_are_read_in_any_order(tmp_path: Path, save: Callable[..., None], kept: str) -> None:
+    array = np.random.default_rng(0).standard_normal((50, 3, 2))
+    save(tmp_path / "a.npz", before=np.zeros(9), x=array, y=np.arange(50))
+    found = npz.read(tmp_path / "a.npz", ["x"])
+    assert found.is_held == (kept == "held")
+    for rows_ in (slice(7, 9), slice(None, None, -3), np.array([4, 5, 6, 2, 2, 49, 0]), np.array([], int)):
+        assert np.array_equal(found.pick(rows_).inputs["x"], array[rows_])
+    twice = found.pick(slice(10, None)).pick(np.array([1, 0]))
+    assert np.array_equal(twice.inputs["x"], array[[11, 10]])
+    assert all(batch.is_held for batch in found.batches(7))
+    assert np.array_equal(np.concatenate([batch.inputs["x"] for batch in found.batches(7)]), array)
+
+
+def test_a_file_that_changes_while_it_is_read_is_told(tmp_path: Path, kept: str) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, x=np.ones((50, 3)))
+    found = npz.read(path, ["x"])
+    path.write_bytes(path.read_bytes()[:300])
+    if kept == "held":
+        assert len(found.inputs["x"]) == 50
+        return
+    with pytest.raises(DataError, match=r"a\.npz: was changed while it was read"):
+        _ = found.inputs["x"]
+    path.unlink()
+    with pytest.raises(DataError, match=r"a\.npz: is gone"):
+        _ = found.inputs["x"]
+
+
+def test_a_flipped_bit_is_found_before_work_begins(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.ones((50, 3)))
+    whole = bytearray((tmp_path / "a.npz").read_bytes())
+    whole[700] ^= 1
+    (tmp_path / "a.npz").write_bytes(whole)
+    with pytest.raises(DataError, match=r"not a sound \.npz file: Bad CRC-32"):
+        npz.read(tmp_path / "a.npz", ["x"])
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, kept: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez_compressed(tmp_path / "a.npz", x=np.ones((50, 3)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=999))
+    if kept == "held":
+        npz.read(tmp_path / "a.npz", ["x"])
+        return
+    with pytest.raises(DataError, match=r"array 'x': no room in \S+ to lay 1200 bytes out") as caught:
+        npz.read(tmp_path / "a.npz", ["x"])
+    assert caught.value.hint == "export TMPDIR=/a/larger/disk"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's device that is always full")
+def test_a_disk_that_fills_up_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: open("/dev/full", "wb"))  # noqa: SIM115, PTH123
+    with pytest.raises(DataError, match=r"set: no room in \S+ to lay 10 bytes out"):
+        spool.Spool("set").write(bytes(10))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +219,7 @@ def test_what_is_no_column_is_refused(tmp_path: Path, column: np.ndarray[Any, An
         npz.read(tmp_path / "a.npz", ["x"], ["who"])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_damage_is_a_data_error_or_harmless(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path = tmp_path_factory.getbasetemp() / "damaged.npz"
@@ -155,6 +230,7 @@ def test_any_damage_is_a_data_error_or_harmless(tmp_path_factory: pytest.TempPat
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(damaged[: data.draw(st.integers(0, len(damaged)))] if data.draw(st.booleans()) else damaged)
     try:
-        assert len(npz.read(path, ["x"])) > 0
+        found = npz.read(path, ["x"])
+        assert len(found) == len(found.inputs["x"]) > 0
     except DataError as error:
         assert str(path) in error.message
