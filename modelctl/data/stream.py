@@ -89,7 +89,7 @@ def _array(given: Any, what: str) -> Array:
     try:
         array = np.asarray(given)
     except (TypeError, ValueError, RuntimeError) as error:  # rows of several lengths; a tensor that needs a gradient
-        raise DataError(f"{what}: is no array: {str(error).splitlines()[0] if str(error) else error!r}") from error
+        raise DataError(f"{what}: is no array: {factory.told(error)}") from error
     if array.dtype.hasobject or array.dtype.names or array.dtype.itemsize == 0:
         raise DataError(f"{what}: holds {array.dtype}, and only plain numbers are read")
     return array

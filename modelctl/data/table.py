@@ -105,7 +105,7 @@ def _csv(path: Path) -> tuple[list[str], Iterator[Portion]]:
     """The names of the columns, and the rows, some at a time."""
     rows = _lines(path)
     known = [name.strip() for name in next(rows, [])]
-    if len(set(known)) != len(known) or not all(known):
+    if not known or not all(known) or len(set(known)) != len(known):
         raise DataError(f"{path}: its first line must name the columns, each otherwise: {', '.join(known[:8])}")
     return known, _portions(path, known, rows)
 
