@@ -34,7 +34,9 @@ class StepOptions(Options):
 
 # Knobs that several steps have.
 DATA = Knob(
-    "samples: an .npz file or a folder of IDX files, with #split=train|test and #limit=N", remembered=Remembered.DATA
+    "samples: .npz, .csv, .parquet, a folder of IDX files or of .npz, or module:function; "
+    "with #split=train|test, #limit=N, #target=column",
+    remembered=Remembered.DATA,
 )
 RTOL_TEXT = "largest difference allowed, relative to the spread of the output"
 ATOL = Knob("largest difference allowed, absolute", low=0)
