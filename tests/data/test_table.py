@@ -129,8 +129,6 @@ def test_parquet_is_read_as_csv_is(tmp_path: Path) -> None:
 
 def test_parquet_without_its_library_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(
-        Exception, match=r"a\.parquet: \.parquet is read with pyarrow, which is not installed"
-    ) as caught:
+    with pytest.raises(UnsupportedError, match=r"a\.parquet: \.parquet is read with pyarrow, which is not") as caught:
         read(written(tmp_path / "a.parquet"))
     assert caught.value.hint == "pip install 'modelctl[parquet]'"
