@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from modelctl.data.samples import Array
+from modelctl.graph import scores
 
 BINS = 15
 MOST_DRAWN = 100
@@ -23,9 +24,10 @@ def fit(answers: Array, labels: Array | None) -> bool:
 
 
 def by_class(answers: Array, labels: Array) -> list[dict[str, Any]]:
-    """One row for each class that occurs: `{class, support, precision, recall, f1, confused_with}`.
+    """One row for each class that occurs: `{class, support, precision, recall, low, high, f1, confused_with}`.
 
     `support` counts its labels. Precision is None where it is never answered, recall where it is never the label.
+    `low` and `high` are the ends of the recall's interval, Wilson's.
     `confused_with` is what its samples are most often taken for wrongly, None if they never are.
     """
     predicted = answers.argmax(axis=1)
@@ -33,17 +35,21 @@ def by_class(answers: Array, labels: Array) -> list[dict[str, Any]]:
     support, answered = np.bincount(labels, minlength=size), np.bincount(predicted, minlength=size)
     right = np.bincount(labels[predicted == labels], minlength=size)
     confused = _confused(predicted, labels)
-    return [
-        {
+    rows = []
+    for one in np.flatnonzero(support + answered).tolist():
+        low, high = scores.wilson(int(right[one]), int(support[one])) if support[one] else (None, None)
+        row = {
             "class": one,
             "support": int(support[one]),
             "precision": float(right[one] / answered[one]) if answered[one] else None,
             "recall": float(right[one] / support[one]) if support[one] else None,
+            "low": low,
+            "high": high,
             "f1": float(2 * right[one] / (support[one] + answered[one])),
             "confused_with": confused.get(one),
         }
-        for one in np.flatnonzero(support + answered).tolist()
-    ]
+        rows.append(row)
+    return rows
 
 
 def _confused(predicted: Array, labels: Array) -> dict[int, int]:

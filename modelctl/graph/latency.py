@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from modelctl.errors import DataError
 from modelctl.graph.session import Session, Tensors
 from modelctl.manifest import TensorSpec
 
@@ -28,7 +29,8 @@ MIN_PAIRS, MAX_PAIRS = 9, 100
 MAX_BLOCK_RUNS = 50
 MAX_RUNS_ALONE = 5000
 WARM_UP_RUNS = 3
-FREE_LENGTH = 16  # of a free axis that is not the batch, where there are no samples to take it from
+# Of a free axis that is not the batch, where there are no samples to take it from: the first that a model can run.
+FREE_LENGTHS = (16, 32, 64, 224, 8, 1)
 
 
 @dataclass(frozen=True)
@@ -146,20 +148,36 @@ def _timed(model: Session, feeds: Tensors) -> float:
     return max(time.perf_counter() - started, 1e-9)
 
 
-def random_feeds(inputs: Sequence[TensorSpec], batch: int, seed: int) -> dict[str, Any]:
-    """Inputs to time a model on where there are no samples: floats are normal, integers 0 or 1 (a token everywhere)."""
+def random_feeds(inputs: Sequence[TensorSpec], batch: int, seed: int, length: int = FREE_LENGTHS[0]) -> dict[str, Any]:
+    """Inputs to time a model on where there are no samples: floats are normal, integers 0 or 1 (a token everywhere).
+
+    The first axes are `batch` long where they are free, and whatever is called as they are; other free ones `length`.
+    """
     random = np.random.default_rng(seed)
+    batches = {spec.shape[0] for spec in inputs if spec.shape}
     feeds = {}
     for spec in inputs:
-        sizes = [
-            size if isinstance(size, int) else batch if axis == 0 else FREE_LENGTH
-            for axis, size in enumerate(spec.shape)
-        ]
+        sizes = [size if isinstance(size, int) else batch if size in batches else length for size in spec.shape]
         if spec.dtype.startswith("float"):
             feeds[spec.name] = random.standard_normal(sizes).astype(spec.dtype)
         else:
             feeds[spec.name] = random.integers(0, 2, sizes).astype(spec.dtype)
     return feeds
+
+
+def runnable_feeds(model: Session, batch: int, seed: int) -> dict[str, Any]:
+    """`random_feeds` of the first of `FREE_LENGTHS` that the model runs; its first DataError if it runs none."""
+    refusals = []
+    lengths = FREE_LENGTHS if any(isinstance(size, str) for spec in model.inputs for size in spec.shape[1:]) else (1,)
+    for length in lengths:
+        feeds = random_feeds(model.inputs, batch, seed, length)
+        try:
+            model.run(feeds)
+        except DataError as error:
+            refusals.append(error)
+        else:
+            return feeds
+    raise refusals[0]
 
 
 @cache

@@ -15,7 +15,7 @@ from modelctl.data import Data
 from modelctl.data.samples import Array, Samples
 from modelctl.errors import CheckFailed, DataError
 from modelctl.formats import onnx as onnx_format
-from modelctl.graph import latency, providers, scores, weights
+from modelctl.graph import latency, outputs, providers, scores, weights
 from modelctl.graph.session import Session, Tensors
 from modelctl.options import MeasuredOptions, Metric
 from modelctl.progress import Progress, silent
@@ -96,8 +96,9 @@ def compare(before: Payload, after: Payload, trial: Trial, progress: Progress = 
     """Two models on the same samples, timed in turns: the metrics of a step that makes `after` from `before`.
 
     `describe` of `after`, `size_bytes_before` and `size_ratio` (before to after); with samples what
-    `scores.agreement` says; with labels also `accuracy`, `accuracy_before`, `drop_pp`; `latency` with `before` and
-    `speedup` inside. DataError if the two don't take and give the same.
+    `scores.agreement` says, and of other outputs than the scored one what `outputs.apart` does; with labels also
+    `accuracy`, `accuracy_before`, `drop_pp`; `latency` with `before` and `speedup` inside. DataError if the two don't
+    take and give the same.
     """
     old, new = (Session(one, trial.threads, trial.provider) for one in (before, after))
     _check_alike(old, new)
@@ -107,6 +108,8 @@ def compare(before: Payload, after: Payload, trial: Trial, progress: Progress = 
     if trial.samples is not None:
         was_told, now_told = (answers(one, trial.samples, progress, trial.output) for one in (old, new))
         facts |= _score(was_told, now_told, trial)
+        others = outputs.apart(old, new, trial.samples, trial.output)
+        facts |= {"outputs": others} if others else {}
 
     def timed(trial: Trial) -> dict[str, Any]:
         was, now, speedup = latency.in_turns(
@@ -184,8 +187,8 @@ def trial_on(data: Data | None, options: MeasuredOptions, provider: str = provid
     """
     providers.resolve(provider)
     samples = None if data is None else data.test
-    if samples is not None and options.max_drop is not None:
-        scores.labels_of(samples)
+    if data is not None and data.test.labels is None and options.max_drop is not None:
+        raise DataError(f"{data.name}: has no labels 'y', which --max-drop needs", "leave out --max-drop")
     digest = "" if data is None else data.sha256
     return Trial(
         samples=samples,
@@ -201,7 +204,7 @@ def feeds(model: Session, trial: Trial) -> Tensors:
     """One batch to time a model on: the first samples, again from the start if they are too few, or random inputs."""
     size = _batch(model, trial)
     if trial.samples is None:
-        return latency.random_feeds(model.inputs, size, trial.seed)
+        return latency.runnable_feeds(model, size, trial.seed)
     return trial.samples.pick(np.arange(size) % len(trial.samples)).inputs
 
 

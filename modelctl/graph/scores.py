@@ -70,24 +70,40 @@ def score(metric: Metric | Own, answers: Array, samples: Samples, data: str, see
     labels = labels_of(samples)
     metric = chosen(metric, samples)
     check(metric, answers, labels)
-    value, low, high = _estimated(metric, answers, labels, seed)
-    told = {"metric": str(metric), "value": value, "low": low, "high": high, "samples": len(labels)}
+    low, high = _interval(metric, answers, labels, seed)
+    found = _value(metric, answers, labels)
+    told = {"metric": str(metric), "value": found, "low": low, "high": high, "samples": len(labels)}
     return told | {"data": data}
 
 
-def _estimated(metric: Metric | Own, answers: Array, labels: Array, seed: int) -> tuple[float, float, float]:
-    """The metric's value and the ends of its interval."""
+def value(metric: Metric | Own, answers: Array, samples: Samples) -> float:
+    """As `score`, the value alone: quick, for choosing among many."""
+    labels = labels_of(samples)
+    metric = chosen(metric, samples)
+    check(metric, answers, labels)
+    return _value(metric, answers, labels)
+
+
+def _value(metric: Metric | Own, answers: Array, labels: Array) -> float:
     if isinstance(metric, Own):
-        value = metric.measure(answers, labels)
-        return value, *bootstrap(metric.measure, answers, labels, seed, OWN_RESAMPLES)
+        return metric.measure(answers, labels)
     if metric is Metric.F1:
-        predicted = answers.argmax(axis=1)
-        return f1_macro(predicted, labels), *bootstrap(f1_macro, predicted, labels, seed)
+        return f1_macro(answers.argmax(axis=1), labels)
+    if metric is Metric.RMSE:
+        return rmse(answers, labels)
+    return float(hits(answers, labels, 1 if metric is Metric.TOP1 else 5).mean())
+
+
+def _interval(metric: Metric | Own, answers: Array, labels: Array, seed: int) -> tuple[float, float]:
+    """The ends of the metric's interval."""
+    if isinstance(metric, Own):
+        return bootstrap(metric.measure, answers, labels, seed, OWN_RESAMPLES)
+    if metric is Metric.F1:
+        return bootstrap(f1_macro, answers.argmax(axis=1), labels, seed)
     if metric is Metric.RMSE:
         squares = (_differences(answers, labels) ** 2).mean(axis=1)
-        return rmse(answers, labels), *bootstrap(lambda one, _: math.sqrt(one.mean()), squares, squares, seed)
-    right = int(hits(answers, labels, 1 if metric is Metric.TOP1 else 5).sum())
-    return right / len(labels), *wilson(right, len(labels))
+        return bootstrap(lambda one, _: math.sqrt(one.mean()), squares, squares, seed)
+    return wilson(int(hits(answers, labels, 1 if metric is Metric.TOP1 else 5).sum()), len(labels))
 
 
 def labels_of(samples: Samples) -> Array:
@@ -190,8 +206,9 @@ def drop_pp(before: dict[str, Any], after: dict[str, Any], samples: Samples) -> 
 def agreement(before: Array, after: Array) -> dict[str, float]:
     """How alike two models' answers are, labels aside.
 
-    `agreement`: the share of samples with the same highest class, for answers [N, classes]; `max_error`: the largest
-    difference; `relative_error`: the root mean squared difference over the standard deviation of `before`.
+    `max_error`: the largest difference; `relative_error`: the root mean squared difference over the standard deviation
+    of `before`. For answers [N, K] also `agreement`, the share of samples with the same highest class, and, which tells
+    more of embeddings, `cosine` and `cosine_lowest`, the mean and the lowest of `cosines`.
     """
     difference = after.astype(np.float64) - before.astype(np.float64)
     spread = float(before.astype(np.float64).std()) or 1.0
@@ -201,4 +218,23 @@ def agreement(before: Array, after: Array) -> dict[str, float]:
     }
     if before.ndim == 2 and before.shape[1] > 1:
         told = {"agreement": float((before.argmax(axis=1) == after.argmax(axis=1)).mean())} | told
+        found = cosines(before, after)
+        told |= {"cosine": float(found.mean()), "cosine_lowest": float(found.min())}
     return told
+
+
+def cosines(before: Array, after: Array) -> Array:
+    """The cosine similarity of each two rows of [N, K], float64 [N]; 1 where both are zeros, 0 where one is."""
+    # By its largest number first: the square of a large one may be infinite.
+    units = [_scaled(one.astype(np.float64)) for one in (before, after)]
+    norms = [np.sqrt((one**2).sum(axis=1)) for one in units]
+    product = (units[0] * units[1]).sum(axis=1)
+    cosine = np.divide(product, norms[0] * norms[1], out=np.zeros(len(product)), where=norms[0] * norms[1] > 0)
+    found: Array = np.where((norms[0] == 0) & (norms[1] == 0), 1.0, np.clip(cosine, -1, 1))
+    return found
+
+
+def _scaled(rows: Array) -> Array:
+    largest = np.abs(rows).max(axis=1, keepdims=True)
+    scaled: Array = np.divide(rows, largest, out=np.zeros_like(rows), where=largest > 0)
+    return scaled

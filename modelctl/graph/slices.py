@@ -25,8 +25,9 @@ def told(
     seed: int = 0,
     before: Array | None = None,
 ) -> dict[str, Any]:
-    """The score of each group: `{column, metric, gap_pp, lowest, highest, groups}`; DataError if they are too many.
+    """The score of each group: `{column, metric, gap_pp, lowest, highest, groups}`.
 
+    DataError if there is one only, which leaves no gap to be told, or if they are too many.
     `groups` are rows `{group, samples, value, low, high}`. `gap_pp` is in percentage points, for an rmse in hundredths
     of the labels' standard deviation, as `scores.drop_pp` has it; it is from the group of the `lowest` value to that of
     the `highest`. With the answers `before` a step there is also each group's `before`, and `gap_before_pp`.
@@ -44,6 +45,8 @@ def told(
         if before is not None:
             row["before"] = _score(metric, before[rows], part, f"group {name!r} of {column!r}", seed)["value"]
         found.append(row)
+    if len(names) == 1:
+        raise DataError(f"column {column!r}: all {len(samples)} samples are of one group, {names[0]!r}")
     unit = _unit(metric, samples)
     ranked = sorted(found, key=lambda row: float(row["value"]))
     facts = {"column": column, "metric": str(scores.chosen(metric, samples)), "gap_pp": _gap(found, "value", unit)}

@@ -14,7 +14,7 @@ from modelctl.data import open_data
 from modelctl.data.samples import Array
 from modelctl.errors import CheckFailed, DataError, UnsupportedError, UsageError
 from modelctl.formats import onnx as onnx_format
-from modelctl.graph import classes, measure, plots, scores, slices
+from modelctl.graph import chance, classes, measure, plots, scores, slices
 from modelctl.graph.channels import costs
 from modelctl.graph.session import Session
 from modelctl.options import EvalOptions, Metric
@@ -56,7 +56,7 @@ def eval(model: Artifact, options: EvalOptions, progress: Progress = silent) -> 
         other = _opened(baseline, options, progress)
         facts |= {"baseline": {"model": str(baseline.path), "digest": other.manifest.digest}}
         found = measure.compare(other, payload, trial, progress)
-    facts |= _macs(graph, session, trial) | found
+    facts |= _macs(graph, session, trial) | found | seen.notes(found.get("accuracy"))
     gates = _gates(facts, options)
     facts |= {"gates": gates} if gates else {}
     if options.plot is not None:
@@ -115,6 +115,8 @@ def _trial(session: Session, options: EvalOptions) -> measure.Trial:
 class _Seen:
     """What `eval` tells of the answers beyond their score; the confusion matrix is kept for the plot."""
 
+    answers: Array | None = None
+
     def __init__(self, trial: measure.Trial, options: EvalOptions) -> None:
         self.trial = trial
         self.options = options
@@ -123,7 +125,7 @@ class _Seen:
     def look(self, before: Array | None, answers: Array) -> dict[str, Any]:
         """The facts; `before` are the baseline's answers."""
         facts: dict[str, Any] = {}
-        samples = self.trial.samples
+        self.answers, samples = answers, self.trial.samples
         if samples is None:
             return facts
         if isinstance(self.trial.metric, scores.Own):
@@ -131,6 +133,9 @@ class _Seen:
         if before is not None and before.ndim == 2 and before.shape[1] > 1:
             alike = int((before.argmax(axis=1) == answers.argmax(axis=1)).sum())
             facts["agreement_low"], facts["agreement_high"] = scores.wilson(alike, len(samples))
+            near = scores.cosines(before, answers)
+            mean = scores.bootstrap(lambda one, _: float(one.mean()), near, near, self.trial.seed)
+            facts["cosine_low"], facts["cosine_high"] = mean
         labels = samples.labels
         if labels is not None and classes.fit(answers, labels):
             facts |= self._of_classes(before, answers, labels)
@@ -145,9 +150,17 @@ class _Seen:
         sure = classes.calibration(answers, labels)
         facts |= {"calibration": sure} if sure else {}
         facts["classes"] = classes.by_class(answers, labels)
-        if (labels == labels[0]).all():
-            facts["notes"] = [f"all labels are of class {labels[0]}, so that a model which always says so is right"]
         return facts
+
+    def notes(self, score: dict[str, Any] | None) -> dict[str, list[str]]:
+        """`notes`, where a score tells nothing: all labels are the same, or it is not above chance."""
+        labels = None if self.trial.samples is None else self.trial.samples.labels
+        if score is None or labels is None:
+            return {}
+        said = chance.only_class(labels)
+        if said is None and not chance.is_above(score, labels, self.answers):
+            said = chance.told(score, labels)
+        return {} if said is None else {"notes": [said]}
 
 
 def _macs(graph: onnx.ModelProto, session: Session, trial: measure.Trial) -> dict[str, int]:

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from modelctl.graph import classes
+from modelctl.graph import classes, scores
 
 SIX = np.array([0, 0, 1, 1, 2, 2])
 
@@ -17,17 +17,21 @@ def said(predicted: list[int], size: int = 4) -> np.ndarray:
 def test_a_row_for_each_class_that_occurs() -> None:
     rows = classes.by_class(said([0, 1, 1, 1, 1, 0], size=9), SIX)
     assert [row["class"] for row in rows] == [0, 1, 2]
-    assert rows[0] == {"class": 0, "support": 2, "precision": 0.5, "recall": 0.5, "f1": 0.5, "confused_with": 1}
+    low, high = scores.wilson(1, 2)
+    first = {"class": 0, "support": 2, "precision": 0.5, "recall": 0.5, "low": low, "high": high}
+    assert rows[0] == first | {"f1": 0.5, "confused_with": 1}
     assert (rows[1]["precision"], rows[1]["recall"], rows[1]["confused_with"]) == (0.5, 1, None)
     assert math.isclose(rows[1]["f1"], 2 / 3)
     # Class 2 is never answered: there is no precision; it is taken for 0 and for 1 as often.
-    assert rows[2] == {"class": 2, "support": 2, "precision": None, "recall": 0, "f1": 0, "confused_with": 0}
+    assert (rows[2]["class"], rows[2]["support"], rows[2]["precision"], rows[2]["recall"]) == (2, 2, None, 0)
+    assert (rows[2]["f1"], rows[2]["confused_with"]) == (0, 0)
 
 
 def test_what_is_answered_but_never_the_label_has_no_recall() -> None:
     (own, other) = classes.by_class(said([0, 3]), np.array([0, 0]))
     assert own["confused_with"] == 3
     assert (other["class"], other["support"], other["recall"], other["precision"]) == (3, 0, None, 0)
+    assert (other["low"], other["high"]) == (None, None)
 
 
 def test_all_right() -> None:

@@ -120,3 +120,27 @@ def test_the_interval_of_a_median_is_that_of_order_statistics() -> None:
     assert latency.median_interval([1.0] * 9).facts() == {"value": 1, "low": 1, "high": 1}
     assert latency.Speedup(0.9, 0.8, 0.96).is_slower
     assert not latency.Speedup(0.9, 0.8, 0.98).is_slower
+
+
+def test_a_model_is_timed_at_a_length_that_it_can_run(tmp_path: Path) -> None:
+    # Three times the 16 that is tried first can't be cut in rows of 32.
+    model = nets.model_of(
+        [
+            helper.make_node("Slice", ["x", "start", "end", "axis"], ["begun"]),
+            helper.make_node("Reshape", ["begun", "halves"], ["cut"]),
+            helper.make_node("ReduceSum", ["cut", "last"], ["logits"], keepdims=0),
+        ],
+        {
+            "start": np.array([0]),
+            "end": np.array([32]),
+            "axis": np.array([1]),
+            "halves": np.array([-1, 32]),
+            "last": np.array([1]),
+        },
+        ["batch", "length"],
+        ["batch"],
+    )
+    long = Session(loaded(tmp_path / "long.onnx", model))
+    found = latency.runnable_feeds(long, 3, 0)
+    assert found["x"].shape == (3, 32)
+    assert measure.examine(loaded(tmp_path / "long.onnx", model), measure.Trial(seconds=0.01))["latency"]["p50_ms"] > 0

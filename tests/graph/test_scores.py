@@ -149,3 +149,15 @@ def test_agreement() -> None:
     assert found["agreement"] == 0.8
     assert math.isclose(found["max_error"], 1)
     assert "agreement" not in scores.agreement(FIVE[:, 0], other[:, 0])
+
+
+def test_the_cosine_of_embeddings_row_by_row() -> None:
+    before = np.array([[1.0, 0.0], [1e200, 1e200], [0.0, 0.0], [0.0, 0.0], [3.0, 4.0]])
+    after = np.array([[0.0, 2.0], [1.0, 1.0], [0.0, 0.0], [1.0, 0.0], [-3.0, -4.0]])
+    assert np.allclose(scores.cosines(before, after), [0, 1, 1, 0, -1])
+    found = scores.agreement(before[2:], after[2:])
+    assert math.isclose(found["cosine"], 0)
+    assert math.isclose(found["cosine_lowest"], -1)
+    assert "cosine" not in scores.agreement(before[:, 0], after[:, 0])
+    rounded = np.random.default_rng(0).standard_normal((100, 384)).astype(np.float32)
+    assert (scores.cosines(rounded, 7 * rounded) <= 1).all()

@@ -45,6 +45,12 @@ def test_too_many_groups_are_not_told_apart() -> None:
         slices.told(Metric.TOP1, np.eye(2)[np.zeros(101, int)], samples, "who")
 
 
+def test_one_group_alone_leaves_no_gap() -> None:
+    samples = made(np.array(["a", "a"], object), np.array([0, 1]))
+    with pytest.raises(DataError, match="column 'who': all 2 samples are of one group, 'a'"):
+        slices.told(Metric.TOP1, np.eye(2), samples, "who")
+
+
 def test_a_group_that_can_not_be_scored_is_named() -> None:
     def needs_two(answers: Array, labels: Array) -> float:
         if len(set(labels.tolist())) < 2:

@@ -156,7 +156,9 @@ def test_another_output_than_the_first_may_be_scored(tmp_path: Path) -> None:
     model.graph.output.append(helper.make_tensor_value_info("opposite", 1, ["batch", 4]))
     net, data = Artifact.open(nets.save(model, tmp_path / "two.onnx")), str(nets.save_npz(tmp_path / "d.npz"))
     assert evaluate(net, asked(data=data)).facts["accuracy"]["value"] > 0.9
-    assert evaluate(net, asked(data=data, output="opposite")).facts["accuracy"]["value"] < 0.1
+    found = evaluate(net, asked(data=data, output="opposite", baseline=net.path)).facts
+    assert found["accuracy"]["value"] < 0.1
+    assert found["outputs"] == [{"output": "logits", "max_error": 0, "relative_error": 0}]
     with pytest.raises(UsageError, match=r"--output odd: no output of two\.onnx; it has logits, opposite"):
         evaluate(net, asked(data=data, output="odd"))
 
@@ -185,7 +187,23 @@ def test_labels_of_one_class_are_noted(net: Artifact, tmp_path: Path) -> None:
     pictures, labels = nets.samples(400)
     data = str(nets.save_npz(tmp_path / "one.npz", x=pictures[labels == 2], y=labels[labels == 2]))
     (note,) = evaluate(net, asked(data=data)).facts["notes"]
-    assert note.startswith("all labels are of class 2")
+    assert note.endswith("labels are of class 2, and a model that always says so is right")
+
+
+def test_a_model_that_is_not_above_chance_is_noted(net: Artifact, tmp_path: Path) -> None:
+    pictures, _ = nets.samples(400)
+    labels = np.random.default_rng(9).integers(0, 4, 400)
+    data = str(nets.save_npz(tmp_path / "chance.npz", x=pictures, y=labels))
+    (note,) = evaluate(net, asked(data=data + "#split=train")).facts["notes"]
+    assert "on 320 samples is not above chance: always answering class" in note
+
+
+def test_embeddings_are_held_beside_the_baselines_by_their_cosine(net: Artifact, tmp_path: Path) -> None:
+    other = nets.save(nets.linear(), tmp_path / "linear.onnx")
+    bare = str(nets.save_npz(tmp_path / "bare.npz", x=nets.samples(500)[0]))
+    found = evaluate(net, asked(data=bare, baseline=other)).facts
+    assert -1 <= found["cosine_lowest"] < found["cosine_low"] < found["cosine"] < found["cosine_high"] < 1
+    assert evaluate(net, asked(data=bare, baseline=net.path)).facts["cosine_lowest"] == pytest.approx(1)
 
 
 def test_labels_that_are_no_number_are_refused(net: Artifact, tmp_path: Path) -> None:
