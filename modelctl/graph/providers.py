@@ -4,6 +4,8 @@ A name is onnxruntime's own without `ExecutionProvider` (https://onnxruntime.ai/
 installed onnxruntime has depends on the package it came in. Nodes that a provider has no kernel for run on the CPU.
 """
 
+from collections.abc import Sequence
+
 import onnxruntime as ort
 
 from modelctl.errors import UnsupportedError, UsageError
@@ -53,6 +55,11 @@ def resolve(provider: str) -> tuple[str, ...]:
     built_in = f"; {wanted} is in {package}" if package else ""
     hint = f"pip uninstall onnxruntime; pip install {package}" if package else f"--provider {here[0]}"
     raise UnsupportedError(f"--provider {provider}: {has}{built_in}", hint)
+
+
+def settings(names: Sequence[str], threads: int) -> list[dict[str, str]]:
+    """For each of onnxruntime's names, what a provider that has threads of its own must be told of them."""
+    return [{"num_of_threads": str(threads)} if short(name) == "openvino" else {} for name in names]
 
 
 def check_running(session: ort.InferenceSession, wanted: str, name: str) -> None:

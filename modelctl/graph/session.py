@@ -59,7 +59,9 @@ class Session:
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
             # Without its fallback, which prints, and goes on with the CPU where a provider fails.
-            self._session = ort.InferenceSession(payload.primary, options, providers=list(wanted), enable_fallback=0)
+            self._session = ort.InferenceSession(
+                payload.primary, options, list(wanted), providers.settings(wanted, threads), enable_fallback=0
+            )
         except ort_errors.NotImplemented as error:
             raise UnsupportedError(f"{name}: onnxruntime has no kernel for it: {reason(error)}") from error
         except LOAD_ERRORS as error:
