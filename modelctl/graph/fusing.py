@@ -20,7 +20,6 @@ import onnx_ir as ir
 from onnx.shape_inference import InferenceError
 from onnx_ir.passes import PassError
 from onnx_ir.passes import common as passes
-from onnxruntime.transformers import float16
 from onnxscript import rewriter
 from onnxscript.optimizer import fold_constants
 from onnxscript.rewriter.ort_fusions.erfgelu import fuse_erfgelu
@@ -42,7 +41,7 @@ _QUANTIZING = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeL
 FUSED = frozenset({"LayerNormalization", "Gelu", "FastGelu", "MultiHeadAttention", "FusedMatMul"})
 
 # What the rewriter was seen to raise on graphs that are sound, but not as its rules expect them.
-_STUMBLES = (
+STUMBLES = (
     ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, RuntimeError, NotImplementedError,
     InferenceError, PassError,
 )  # fmt: skip
@@ -103,19 +102,6 @@ FUSIONS: Mapping[str, Rewrite] = {
 }
 
 
-def halved(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """`model`, called `name`, with weights and values in float16; inputs and outputs keep their types, by casts."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    try:
-        with hushed():
-            made = ir.serde.deserialize_model(float16.convert_float_to_float16(copy, keep_io_types=True))
-            passes.TopologicalSortPass()(made)  # the casts of outputs' and inputs' types stand at its end
-            return ir.serde.serialize_model(made)
-    except _STUMBLES as error:
-        raise UnsupportedError(f"{name}: can't be written in float16: {_told(error)}") from error
-
-
 def operators(model: onnx.ModelProto) -> Counter[str]:
     """How many nodes of each kind a model has, those of subgraphs too; Constants, which compute nothing, aside."""
     return Counter(node.op_type for node in weights.nodes_of(model.graph) if node.op_type != "Constant")
@@ -132,11 +118,12 @@ def _graph(model: onnx.ModelProto) -> Iterator[ir.Model]:
     try:
         with hushed():
             yield ir.serde.deserialize_model(model)
-    except _STUMBLES as error:
-        raise UnsupportedError(f"the rewriter stumbles: {_told(error)}") from error
+    except STUMBLES as error:
+        raise UnsupportedError(f"the rewriter stumbles: {told(error)}") from error
 
 
-def _told(error: Exception) -> str:
+def told(error: Exception) -> str:
+    """What a library said, in one line."""
     said = str(error).strip().splitlines()
     return said[0][:200] if said else type(error).__name__
 

@@ -13,7 +13,7 @@ from modelctl.data import open_data
 from modelctl.data.samples import Samples
 from modelctl.errors import ArtifactError, CheckFailed, UnsupportedError
 from modelctl.formats import onnx as onnx_format
-from modelctl.graph import clean, divergence, fusing, measure, parity
+from modelctl.graph import clean, divergence, fusing, halves, measure, parity
 from modelctl.graph.closeness import Arrays
 from modelctl.graph.ranges import integer_ranges
 from modelctl.graph.session import Session
@@ -127,7 +127,7 @@ class _Work:
         made, left_out = self._fused(made)
         fused = fusing.newly_fused(before, fusing.operators(made))
         if options.float16:
-            made = fusing.halved(made, self.proof.name)
+            made = halves.computing(made, self.proof.name)
             self.proof.check(made, options.float16_tolerance)
         after = fusing.operators(made)
         return made, {
