@@ -49,10 +49,7 @@ def read(folder: Path, split: str, name: str) -> Samples:
 
 def scaled(found: Samples) -> Samples:
     """`found` with its bytes 0…255 as float32 0…1."""
-    if isinstance(found.inputs, Rows):
-        change = (_as_shares, np.dtype(np.float32))
-        return Samples(found.inputs.through(dict.fromkeys(found.inputs, change)), found.labels)
-    return Samples({name: _as_shares(image) for name, image in found.inputs.items()}, found.labels)
+    return found.changed(_as_shares, np.dtype(np.float32))
 
 
 def _as_shares(image: Array) -> Array:

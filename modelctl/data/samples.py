@@ -5,8 +5,8 @@ What is little is held in memory. Inputs that are more lie in files (`rows.py`):
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -76,6 +76,15 @@ class Samples:
         order = np.random.default_rng(seed).permutation(len(self))
         cuts = np.cumsum([len(self) - sum(counts), *counts])[:-1]
         return tuple(self.pick(rows) for rows in np.split(order, cuts))
+
+    def changed(self, change: Callable[[Array], Array], dtype: np.dtype[Any] | None = None) -> "Samples":
+        """The samples with what `change` makes of each input: rows of the same shape, of `dtype` if that is told."""
+        held = self.inputs
+        if isinstance(held, Rows):
+            return replace(
+                self, inputs=held.through({name: (change, dtype or held.sources[name].dtype) for name in held})
+            )
+        return replace(self, inputs={name: change(array) for name, array in held.items()})
 
     def _in_memory(self) -> "Samples":
         return self if self.is_held else Samples(dict(self.inputs), self.labels, self.columns)

@@ -34,13 +34,12 @@ def flips(samples: Samples, name: str) -> Augment:
 
 def flipped(samples: Samples, name: str) -> Samples:
     """The same samples, each flipped; UnsupportedError as of `flips`."""
-    key = _pictures(samples, name)
-    return Samples({key: np.ascontiguousarray(samples.inputs[key][..., ::-1])}, samples.labels)
+    _pictures(samples, name)
+    return samples.changed(lambda pictures: np.ascontiguousarray(pictures[..., ::-1]))
 
 
-def _pictures(samples: Samples, name: str) -> str:
-    """The name of the one input, which holds pictures."""
-    shapes: Sequence[tuple[int, ...]] = [one.shape for one in samples.inputs.values()]
+def _pictures(samples: Samples, name: str) -> None:
+    """Refuse all but one input that holds pictures."""
+    shapes: Sequence[tuple[int, ...]] = [one.shape for one in samples.first(1).inputs.values()]
     if len(shapes) != 1 or len(shapes[0]) != 4:
         raise UnsupportedError(f"{name}: only pictures [N, channels, height, width] can be flipped, as the one input")
-    return next(iter(samples.inputs))

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from modelctl.data.samples import Samples
 from modelctl.errors import CheckFailed, DataError, UnsupportedError
 from modelctl.graph.closeness import Answered, Array, Arrays, Differs, Judge, Tolerance, step_of
 from modelctl.graph.signature import DTYPES, batch_dimension, free_dimensions
@@ -180,12 +181,12 @@ class _Trial:
 
     def run_samples(self, samples: Mapping[str, Array]) -> Iterator[Answered]:
         """The user's samples, as many at a time as the model takes, at most `LIMIT_SAMPLES`."""
-        count = min(LIMIT_SAMPLES, *(len(array) for array in samples.values()))
+        given = Samples(samples).first(LIMIT_SAMPLES)
         fixed = next((spec.shape[0] for spec in self.inputs if spec.shape and isinstance(spec.shape[0], int)), None)
         size = fixed if self.batch is None and isinstance(fixed, int) else BATCHES[-1]
-        for start in range(0, count - count % size or count, size):
-            feeds = {key: array[start : start + size] for key, array in samples.items()}
-            yield self._answered(feeds, f"samples {start} to {start + size - 1}")
+        whole = given.first(len(given) - len(given) % size or len(given))
+        for start, batch in zip(range(0, len(whole), size), whole.batches(size), strict=True):
+            yield self._answered(batch.inputs, f"samples {start} to {start + size - 1}")
 
     def tried(self, planned: Sequence[Mapping[str, int]]) -> dict[str, Any]:
         """The sizes and ranges that were gone through."""

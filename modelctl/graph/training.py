@@ -107,11 +107,11 @@ def fit(
         except UNREADABLE as error:
             raise checkpoint.unreadable() from error
         progress.note(f"going on from {checkpoint.file}: epoch {run.epoch + 1}, batch {run.done + 1}")
-    inputs = [tensor_of(array) for array in samples.inputs.values()]
+    shown = _reading(samples)
     while not run.is_over:
         module.train()
         for rows in run.left():
-            batch, targets = [one[rows] for one in inputs], rows
+            batch, targets = shown(rows), rows
             if augment is not None:
                 batch, targets = augment(batch, targets)
             with torch.autocast(recipe.device.type, torch.bfloat16, enabled=recipe.bfloat16):
@@ -250,17 +250,25 @@ class _Run:
 
 def mean_loss(answer: Answer, samples: Samples, loss: Objective, recipe: Recipe) -> float:
     """The mean loss on samples in their order, nothing learned from them."""
-    inputs = [tensor_of(array) for array in samples.inputs.values()]
+    shown = _reading(samples)
     total, seen = 0.0, 0
     with torch.no_grad():
         for rows in torch.split(torch.arange(len(samples)), recipe.batch_size):
             if recipe.whole_batches:  # filled up with the first samples again
                 rows = (int(rows[0]) + torch.arange(recipe.batch_size)) % len(samples)
             with torch.autocast(recipe.device.type, torch.bfloat16, enabled=recipe.bfloat16):
-                answers = answer(_placed([one[rows] for one in inputs], recipe.device))
+                answers = answer(_placed(shown(rows), recipe.device))
             total += len(rows) * loss(_wide(answers), rows).item()
             seen += len(rows)
     return total / seen
+
+
+def _reading(samples: Samples) -> Callable[[torch.Tensor], Batch]:
+    """What gives the inputs at some rows; those that are not held in memory are read each time."""
+    if not samples.is_held:
+        return lambda rows: [tensor_of(array) for array in samples.pick(rows.numpy()).inputs.values()]
+    inputs = [tensor_of(array) for array in samples.inputs.values()]
+    return lambda rows: [one[rows] for one in inputs]
 
 
 def _wide(answers: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from modelctl.errors import UnsupportedError, UsageError
 from modelctl.manifest import TensorSpec
 from modelctl.options import InitOptions
 from modelctl.progress import Progress, silent
+from modelctl.record import DataRef
 from modelctl.report import Report
 from modelctl.staging import refuse_no_folder, undisturbed
 
@@ -84,6 +85,8 @@ def _words(name: str, options: InitOptions) -> dict[str, str]:
     if options.data is None:
         return words
     place, mark, selection = options.data.partition("#")
+    if DataRef.parse(options.data).is_code:
+        raise UnsupportedError(f"{place}: a project starts from a file or a folder of samples, not from a function")
     reference = str(Path(place).resolve()) + mark + selection
     if not reference.isprintable() or set(reference) & set("\"\\$%'"):
         raise UnsupportedError(f"{place}: a path with quotes or control characters can't be written into a project")

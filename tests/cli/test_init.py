@@ -140,6 +140,8 @@ def test_data_that_cannot_be_learned_is_refused(tmp_path: Path, capsys: pytest.C
     for data, told in (("tiny", "too small"), ("flat.npz", "expected"), ("none.npz", "no such file")):
         assert status_of(["init", "--data", str(tmp_path / data), str(tmp_path / "demo")]) == 2
         assert told in capsys.readouterr().err
+    assert status_of(["init", "--data", "mine:samples", str(tmp_path / "demo")]) == 2
+    assert "a file or a folder of samples, not from a function" in capsys.readouterr().err
     assert not (tmp_path / "demo").exists()
 
 

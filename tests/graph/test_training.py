@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from modelctl.data import Samples
+from modelctl.data.rows import Held, Rows
 from modelctl.errors import CheckFailed, UnsupportedError
 from modelctl.graph import augmentation, losses, students, training
 from modelctl.graph.checkpoints import Checkpoint
@@ -54,6 +55,18 @@ def test_same_seed_gives_the_same_weights_and_another_one_others() -> None:
     first, second, other = (taught(blobs(), seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_samples_that_are_not_held_teach_the_same() -> None:
+    samples = blobs()
+    read = Samples(Rows({"x": Held(samples.inputs["x"])}), samples.labels)
+    assert not read.is_held
+    held, found = taught(samples), taught(read)
+    assert all(torch.equal(one, found.state_dict()[name]) for name, one in held.state_dict().items())
+    pictures = Samples(Rows({"x": Held(np.arange(24, dtype=np.float32).reshape(2, 1, 3, 4))}))
+    flipped = augmentation.flipped(pictures, "m")
+    assert not flipped.is_held
+    assert flipped.inputs["x"][0, 0].tolist() == [[3, 2, 1, 0], [7, 6, 5, 4], [11, 10, 9, 8]]
 
 
 def test_nothing_global_is_left_changed() -> None:
