@@ -11,7 +11,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def row(batch: int, p50: float, **more: Any) -> dict[str, Any]:
     times = {"p50_ms": p50, "p95_ms": 2 * p50, "p99_ms": 3 * p50}
-    return {"batch": batch, **times, "samples_per_s": 1e3 * batch / p50, **more}
+    return {"batch": batch, "threads": 1, **times, "samples_per_s": 1e3 * batch / p50, **more}
 
 
 def texts(drawn: str) -> list[str]:
@@ -39,7 +39,7 @@ def test_the_picture_holds_counts_times_and_batches() -> None:
     told = texts(drawn)
     assert {"net.onnx", "7", "1", "12", "0.25", "4", "64", "16k/s"} <= set(told)
     assert sum(text == "0" for text in told) == 2  # two ticks: an empty cell is not drawn
-    assert any("ring: baseline p50" in text for text in told)
+    assert "baseline p50" in told
     assert within(drawn)
     assert drawn == plots.report("net.onnx", np.array([[7, 1], [0, 12]]), [row(1, 0.25), row(64, 4, before_p50_ms=8.0)])
 
@@ -58,6 +58,26 @@ def test_cells_keep_to_the_panel_and_numbers_to_their_cells(count: int) -> None:
     written = ElementTree.fromstring(drawn).iter(f"{SVG}text")
     sizes = {float(one.get("font-size", 0)) for one in written if one.text == "123k"}
     assert all(size >= 7 and 4 * 0.6 * size <= plots.PANEL / count for size in sizes)  # a digit is 0.6 as wide as high
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_numbers_of_threads_stand_side_by_side_in_colours_of_their_own(count: int) -> None:
+    rows = [row(batch, 0.1 * batch / one, threads=one) for one in (1, 2, 4)[:count] for batch in (1, 8, 64)]
+    drawn = plots.report("net.onnx", None, rows)
+    assert within(drawn)
+    dots = [one for one in ElementTree.fromstring(drawn).iter(f"{SVG}circle") if one.get("r") == "5"]
+    assert len({one.get("cx") for one in dots}) == len(dots) == len(rows)
+    assert len({one.get("fill") for one in dots}) == min(count, 3)
+    assert ("2 threads" in texts(drawn), "1 thread" in texts(drawn)) == (count > 1, count > 1)
+    assert texts(drawn).count("64") == 1
+
+
+def test_a_dark_screen_has_its_own_colours_for_all_that_is_drawn() -> None:
+    root = ElementTree.fromstring(plots.report("n", np.array([[7, 1], [0, 12]]), [row(1, 1.0, before_p50_ms=2.0)]))
+    (style,) = root.iter(f"{SVG}style")
+    used = {kind for one in root.iter() for kind in one.get("class", "").split()}
+    assert {"f-paper", "f-ink", "f-cell", "s-faint", "s-grey"} <= used
+    assert all(f".{kind}{{" in (style.text or "") for kind in used)
 
 
 @pytest.mark.parametrize("p50", [1e-4, 1.0, 0.999, 12345.678])
