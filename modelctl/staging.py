@@ -28,6 +28,7 @@ except ImportError:  # Windows has no flock: leftovers of a killed process are t
 
 # What a full disk, a quota, a size limit and a read-only folder say: they are the matter of the file to be written.
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def undisturbed() -> Iterator[None]:
         yield  # signals are answered in the main thread only
         return
     heard: list[int] = []
-    usual = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    usual = {number: signal.getsignal(number) for number in _STOPPING}
     try:
         for number in usual:
             signal.signal(number, lambda number, _frame: heard.append(number))

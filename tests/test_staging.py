@@ -20,14 +20,14 @@ from modelctl.staging import stage
 
 # A step that writes half of its output, says so, and waits to be hit.
 SLOW = """
-import signal, sys, time
+import sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from artifacts import origin_of
 from modelctl.artifact import Artifact
 from modelctl.making import create
-from modelctl.cli.main import _terminate
-signal.signal(signal.SIGTERM, _terminate)
+from modelctl.cli import interrupts
+interrupts.install()
 folder = Path(sys.argv[1])
 with create(folder / "b.onnx", origin_of(Artifact.open(folder / "a.onnx"))) as draft:
     draft.path.write_bytes(b"half")
@@ -56,7 +56,7 @@ def drafts(folder: Path) -> set[str]:
     return {name for name in names(folder) if name.startswith(".b.onnx.tmp-")}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_run_that_is_stopped_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     root(tmp_path)
     with writing(tmp_path) as process:

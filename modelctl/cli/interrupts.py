@@ -1,8 +1,9 @@
-"""Ctrl-C, raised where it can be borne: not in the middle of an import, and not lost in a finalizer.
+"""Ctrl-C and requests to end, raised where they can be borne: not in the middle of an import, nor lost in a finalizer.
 
-Commands that were interrupted while they still loaded libraries have crashed, or taken the interrupt for an error of
-the library's; so a first Ctrl-C waits for the import that it falls into, some seconds at most. A second one is
-raised at once.
+Commands that were stopped while they still loaded libraries have crashed, or taken the interrupt for an error of the
+library's; so a first signal waits for the import that it falls into, some seconds at most. A second one is raised at
+once. Ctrl-C is a KeyboardInterrupt, SIGTERM and SIGHUP are a SystemExit, so that every `with` and `finally` on the way
+out is run.
 """
 
 import _thread
@@ -14,30 +15,39 @@ from types import FrameType
 
 AGAIN_S = 0.01
 LONGEST_IMPORT_S = 10.0
+ENDED = 128  # the exit status of a program that a signal ended is this and the signal's number
 
-_waiting_since: list[float] = []  # one at most: when a Ctrl-C came that still waits
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+_waiting_since: list[float] = []  # one at most: when a signal came that still waits
+_coming: set[int] = set()  # signals that are about to be sent once more
 
 
 def install() -> None:
-    """Answer Ctrl-C so from now on, unless whoever started the program has it ignored."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupt)
+    """Answer signals so from now on, those aside that whoever started the program has ignored."""
+    for number in SIGNALS:
+        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+            signal.signal(number, _answer)
 
 
 def over() -> None:
-    """Answer it no more: what is torn down at the end is torn down in peace."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Answer them no more: what is torn down at the end is torn down in peace."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
-def _interrupt(_number: int, frame: FrameType | None) -> None:
+def _answer(number: int, frame: FrameType | None) -> None:
     # What is torn down half-built complains that it is; nobody needs to hear of it.
     sys.unraisablehook = _lost
     if _is_importing(frame) and not _waiting_since:
         _waiting_since.append(time.monotonic())
-        _once_more()
+        _once_more(number)
         return
     _waiting_since.clear()
-    raise KeyboardInterrupt
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    signal.signal(number, signal.SIG_IGN)  # once is enough: the cleaning up is not to be disturbed
+    raise SystemExit(ENDED + number)
 
 
 def _is_importing(frame: FrameType | None) -> bool:
@@ -49,22 +59,30 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 def _lost(lost: "sys.UnraisableHookArgs") -> None:
+    """What fell into a finalizer, which can't be stopped; raised at once, it would fall into this hook."""
     if isinstance(lost.exc_value, KeyboardInterrupt):
-        # It fell into a finalizer, which can't be stopped; raised at once, it would fall into this hook.
-        _once_more()
+        _once_more(signal.SIGINT)
+    elif isinstance(lost.exc_value, SystemExit) and lost.exc_value.code in {ENDED + number for number in SIGNALS}:
+        number = int(lost.exc_value.code) - ENDED
+        signal.signal(number, _answer)
+        _once_more(number)
 
 
-def _once_more() -> None:
-    again = threading.Timer(AGAIN_S, _poke)
+def _once_more(number: int) -> None:
+    if number in _coming:
+        return
+    _coming.add(number)
+    again = threading.Timer(AGAIN_S, _poke, [number])
     again.daemon = True
     again.start()
 
 
-def _poke() -> None:
+def _poke(number: int) -> None:
     """Interrupt the main thread when it is done importing, or has been at it for too long."""
     main = threading.main_thread().ident
     while _waiting_since and time.monotonic() - _waiting_since[0] < LONGEST_IMPORT_S:
         if not _is_importing(sys._current_frames().get(main or 0)):
             break
         time.sleep(AGAIN_S)
-    _thread.interrupt_main()
+    _coming.discard(number)
+    _thread.interrupt_main(number)

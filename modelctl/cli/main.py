@@ -4,11 +4,10 @@
 """
 
 import contextlib
-import signal
 import sys
 from importlib import import_module
 from io import TextIOWrapper
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -75,18 +74,19 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
-    signal.signal(number, signal.SIG_IGN)  # once is enough: the cleaning up is not to be disturbed
-    raise SystemExit(128 + number)  # so that every `with` and `finally` on the way out is run
-
-
 def _uncover(_kind: type | None, error: BaseException | None, _trace: TracebackType | None) -> None:
-    """Ctrl-C is Ctrl-C, also when a library that was being loaded made an error of its own of it."""
+    """Ctrl-C is Ctrl-C, and a request to end one, also when a library made an error of its own of it."""
     found = error
-    while found is not None and not isinstance(found, KeyboardInterrupt):
+    while found is not None and not _is_stop(found):
         found = found.__cause__ or found.__context__
-    if found is not None:
+    if isinstance(found, KeyboardInterrupt):
         raise KeyboardInterrupt from error
+    if isinstance(found, SystemExit):
+        raise SystemExit(found.code) from error
+
+
+def _is_stop(error: BaseException) -> bool:
+    return isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code in STOPPED)
 
 
 def status_of(argv: list[str]) -> int:
@@ -132,10 +132,7 @@ def status_of(argv: list[str]) -> int:
 
 def main() -> NoReturn:
     """The program; `start` is where it begins."""
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _terminate)
+    interrupts.install()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks stops nothing

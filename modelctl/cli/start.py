@@ -1,4 +1,4 @@
-"""Where the program begins: light, so that Ctrl-C is heard while the rest of it is still being loaded."""
+"""Where the program begins: light, so that Ctrl-C and SIGTERM are heard while the rest of it is still being loaded."""
 
 import os
 import sys
@@ -12,8 +12,11 @@ def main() -> NoReturn:
     _open_what_is_closed()
     interrupts.install()
     try:
-        from modelctl.cli.main import main as program
-
+        try:
+            from modelctl.cli.main import main as program
+        except SystemExit:  # nothing else ends the loading
+            sys.stderr.write("modelctl: terminated\n")
+            raise
         program()
     except KeyboardInterrupt:
         sys.stderr.write("modelctl: interrupted\n")
