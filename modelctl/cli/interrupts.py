@@ -41,7 +41,7 @@ def _answer(number: int, frame: FrameType | None) -> None:
     sys.unraisablehook = _lost
     if _is_importing(frame) and not _waiting_since:
         _waiting_since.append(time.monotonic())
-        _once_more(number)
+        _once_more(signal.Signals(number))
         return
     _waiting_since.clear()
     if number == signal.SIGINT:
@@ -60,15 +60,14 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 def _lost(lost: "sys.UnraisableHookArgs") -> None:
     """What fell into a finalizer, which can't be stopped; raised at once, it would fall into this hook."""
-    if isinstance(lost.exc_value, KeyboardInterrupt):
-        _once_more(signal.SIGINT)
-    elif isinstance(lost.exc_value, SystemExit) and lost.exc_value.code in {ENDED + number for number in SIGNALS}:
-        number = int(lost.exc_value.code) - ENDED
-        signal.signal(number, _answer)
-        _once_more(number)
+    for number in SIGNALS:
+        ended = isinstance(lost.exc_value, SystemExit) and lost.exc_value.code == ENDED + number
+        if ended or (isinstance(lost.exc_value, KeyboardInterrupt) and number == signal.SIGINT):
+            signal.signal(number, _answer)
+            _once_more(number)
 
 
-def _once_more(number: int) -> None:
+def _once_more(number: signal.Signals) -> None:
     if number in _coming:
         return
     _coming.add(number)
@@ -77,7 +76,7 @@ def _once_more(number: int) -> None:
     again.start()
 
 
-def _poke(number: int) -> None:
+def _poke(number: signal.Signals) -> None:
     """Interrupt the main thread when it is done importing, or has been at it for too long."""
     main = threading.main_thread().ident
     while _waiting_since and time.monotonic() - _waiting_since[0] < LONGEST_IMPORT_S:
