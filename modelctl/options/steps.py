@@ -230,6 +230,9 @@ class ServeOptions(OpeningOptions):
         str | None, Knob("public key that must have signed every model: a path or env:NAME", remembered=Remembered.NOT)
     ] = None
     max_batch: Annotated[int, Knob("most samples of several requests in one run of the model", low=1)] = 64
+    max_delay_ms: Annotated[
+        float, Knob("longest time a request may wait for others to share a run, in milliseconds", low=0, high=10_000)
+    ] = 0.0
     max_queue: Annotated[int, Knob("most requests waiting for a model; more are answered 429", low=1)] = 256
     max_body_mb: Annotated[float, Knob("largest request body, in megabytes (10^6 bytes)", low=0.001)] = 64.0
     timeout_s: Annotated[float, Knob("longest time a request may wait for its answer, in seconds", low=0.01)] = 30.0

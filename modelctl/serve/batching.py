@@ -2,8 +2,8 @@
 
 A model that answers in less than half a millisecond is run on the loop itself, over all that arrived in the same turn:
 handing so small a job to a thread costs more than the job. A slower one has a thread, which takes whatever queued up
-while it was busy; no timer waits for more. Requests share a run only where warm-up has shown that rows of this model do
-not depend on each other, and only when all but the number of rows is equal.
+while it was busy; no timer waits for more, unless `max_delay_s` asks for one. Requests share a run only where warm-up
+has shown that rows of this model do not depend on each other, and only when all but the number of rows is equal.
 
 Everything here but `_work` happens on the event loop's thread, so nothing needs a lock.
 """
@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
@@ -47,20 +47,41 @@ class Pace:
         return int(max(self.elements, 1) * INLINE_BATCH_S / max(self.run_s, 1e-6))
 
 
-@dataclass(slots=True, eq=False)
-class Job:
-    """One request's tensors on their way through a model."""
-
-    feeds: Tensors
-    answer: asyncio.Future[dict[str, Array]]
-    deadline: float
-    rows: int
-    elements: int
-    alike: object  # jobs of which this is equal can share a run; None: with no other
-    arrived: float = field(default_factory=time.perf_counter)
-
-
 Outcome = dict[str, Array] | Exception  # outputs, or why there are none
+Done = Callable[[Outcome], None]
+
+
+class Job:
+    """One request's tensors on their way through a model; `done` is called once, unless it is cancelled before."""
+
+    __slots__ = ("alike", "arrived", "done", "elements", "feeds", "inline", "over", "rows", "tally", "timer")
+
+    def __init__(self, feeds: Tensors, elements: int, inline: bool, tally: Tally, done: Done) -> None:
+        self.feeds = feeds
+        self.elements = elements
+        self.inline = inline  # run on the event loop, and so over within a turn
+        self.tally = tally
+        self.done = done
+        self.rows = 1
+        self.alike: object = None  # jobs of which this is equal can share a run; None: with no other
+        self.over = False
+        self.timer: asyncio.TimerHandle | None = None
+        self.arrived = time.perf_counter()
+        tally.in_flight += 1
+
+    def settle(self, outcome: Outcome) -> None:
+        """Give the answer to who asked, unless there is one already."""
+        if not self.over:
+            self.cancel()
+            self.done(outcome)
+
+    def cancel(self) -> None:
+        """Nobody waits for the answer any more."""
+        if not self.over:
+            self.over = True
+            self.tally.in_flight -= 1
+            if self.timer is not None:
+                self.timer.cancel()
 
 
 @dataclass(slots=True)
@@ -76,43 +97,47 @@ class _Ran:
 class Runner:
     """Takes tensors, gives answers; bounded in how much may wait."""
 
-    def __init__(self, run: Run, pace: Pace, tally: Tally, *, max_batch: int, max_queue: int) -> None:
+    def __init__(
+        self, run: Run, pace: Pace, tally: Tally, *, max_batch: int, max_queue: int, max_delay_s: float = 0.0
+    ) -> None:
         self._run = run
         self._pace = pace
         self._tally = tally
         self._max_batch = max_batch
         self._max_queue = max_queue
+        self._max_delay_s = max_delay_s
+        self._inline_elements = pace.inline_elements
         self._loop: asyncio.AbstractEventLoop | None = None
         self._arrived: deque[Job] = deque()  # to be run on the loop, at the end of this turn
         self._queued: deque[Job] = deque()  # to be run by the thread
         self._hand: SimpleQueue[list[Job] | None] = SimpleQueue()
         self._busy = False
+        self._waits: asyncio.TimerHandle | None = None  # for more to share a run with
         self._thread: threading.Thread | None = None
 
-    def inline(self, elements: int) -> bool:
-        """Whether a request of that many input elements is run on the event loop, and so answered within a turn."""
-        return elements <= self._pace.inline_elements
-
-    def submit(self, feeds: Tensors, timeout_s: float) -> Job:
-        """Queue one request; `Refused` 429 when too many wait for the thread already. Its answer may be cancelled."""
+    def submit(self, feeds: Tensors, timeout_s: float, done: Done) -> Job:
+        """Queue one request, whose outcome `done` is given on the loop; `Refused` 429 when too many wait already."""
         loop = self._loop or self._start()
-        elements = sum(one.size for one in feeds.values())
-        if not self.inline(elements) and len(self._queued) >= self._max_queue:
+        elements = 0
+        for one in feeds.values():
+            elements += one.size
+        inline = elements <= self._inline_elements
+        if not inline and len(self._queued) >= self._max_queue:
             raise Refused("too many requests are waiting", 429, headers=((b"retry-after", b"1"),))
-        rows, alike = self._likeness(feeds)
-        job = Job(feeds, loop.create_future(), time.perf_counter() + timeout_s, rows, elements, alike)
-        self._tally.in_flight += 1
-        job.answer.add_done_callback(self._landed)
-        if self.inline(elements):
+        job = Job(feeds, elements, inline, self._tally, done)
+        if self._pace.rows_are_independent:
+            self._liken(job)
+        if inline:
             if len(self._arrived) >= self._max_queue:
                 self._turn()  # to make room: so small a job is done sooner than refused
-            if not self._arrived:
-                loop.call_soon(self._turn)
             self._arrived.append(job)
+            if len(self._arrived) == 1:
+                self._due(loop, self._turn)
         else:
+            job.timer = loop.call_later(timeout_s, job.settle, late())
             self._queued.append(job)
             if not self._busy:
-                self._feed()
+                self._gather(loop)
         return job
 
     def close(self) -> None:
@@ -123,27 +148,44 @@ class Runner:
         self._loop = asyncio.get_running_loop()
         return self._loop
 
-    def _landed(self, _answer: asyncio.Future[dict[str, Array]]) -> None:
-        self._tally.in_flight -= 1
+    def _liken(self, job: Job) -> None:
+        """Say how many rows a job has, and what jobs must have in common with it to share its run."""
+        if len(job.feeds) == 1:
+            for one in job.feeds.values():
+                job.rows, job.alike = one.shape[0], one.shape[1:]
+            return
+        rows = {one.shape[0] for one in job.feeds.values()}
+        if len(rows) == 1:  # else the model itself will say what it thinks of that
+            job.rows = rows.pop()
+            job.alike = {name: one.shape[1:] for name, one in job.feeds.items()}
 
-    def _likeness(self, feeds: Tensors) -> tuple[int, object]:
-        if not self._pace.rows_are_independent:
-            return 1, None
-        rows = {one.shape[0] for one in feeds.values()}
-        if len(rows) != 1:
-            return 1, None  # the model itself will say what it thinks of that
-        return rows.pop(), {name: one.shape[1:] for name, one in feeds.items()}
+    def _due(self, loop: asyncio.AbstractEventLoop, turn: Callable[[], None]) -> None:
+        """Have `turn` called at the end of this turn of the loop, or when the first job has waited for company."""
+        if self._max_delay_s:
+            loop.call_later(self._max_delay_s, turn)
+        else:
+            loop.call_soon(turn)
+
+    def _gather(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Feed the thread, which is idle, at once or when the first job has waited for company."""
+        if not self._max_delay_s or sum(job.rows for job in self._queued) >= self._max_batch:
+            self._feed()
+        elif self._waits is None:
+            self._waits = loop.call_later(self._max_delay_s, self._feed)
 
     def _turn(self) -> None:
         """Run, on the loop, what arrived in this turn; what does not fit into one run comes next turn."""
-        jobs = self._take(self._arrived, self._pace.inline_elements)
-        if jobs:
-            self._finish(_ran(self._run, jobs))
+        jobs = self._take(self._arrived, self._inline_elements)
         if self._arrived and self._loop:
             self._loop.call_soon(self._turn)
+        if jobs:
+            self._finish(_ran(self._run, jobs))
 
     def _feed(self) -> None:
         """Hand the thread its next run, if anything waits."""
+        if self._waits is not None:
+            self._waits.cancel()
+            self._waits = None
         jobs = self._take(self._queued)
         self._busy = bool(jobs)
         if jobs:
@@ -153,18 +195,13 @@ class Runner:
             self._hand.put(jobs)
 
     def _take(self, waiting: deque[Job], elements: int | None = None) -> list[Job]:
-        """The next jobs that can share a run, in the order of arrival; cancelled and late ones fall out."""
+        """The next jobs that can share a run, in the order of arrival; those that are over fall out."""
         taken: list[Job] = []
         rows = room = 0
-        now = time.perf_counter()
         while waiting:
             job = waiting[0]
-            if job.answer.done():
+            if job.over:
                 waiting.popleft()
-                continue
-            if job.deadline <= now:
-                waiting.popleft()
-                job.answer.set_exception(late())
                 continue
             if taken and (job.alike is None or job.alike != taken[0].alike or rows + job.rows > self._max_batch):
                 break
@@ -194,12 +231,7 @@ class Runner:
         self._tally.batch_rows.observe(sum(job.rows for job in ran.jobs))
         for job, outcome in zip(ran.jobs, ran.outcomes, strict=True):
             self._tally.queue_s.observe(ran.began - job.arrived)
-            if job.answer.done():
-                continue
-            if isinstance(outcome, Exception):
-                job.answer.set_exception(outcome)
-            else:
-                job.answer.set_result(outcome)
+            job.settle(outcome)
 
 
 def late() -> Refused:

@@ -1,71 +1,288 @@
-"""One client's connection: uvicorn's, with bounds on what a client may send before it is a request, and for how long.
+"""One client's connection: bytes in, requests to the application, answers out in the order of the requests.
 
-uvicorn has a timeout for idle connections but none for headers or a body that trickle in, nor for an answer that is
-never read, and no bound on the size of headers. They are kept here, without a timer for each request: headers are
-counted as they arrive, and a sweep looks at all connections now and then.
+A request that lies in one piece in what was received, as nearly all do, is cut out of it and handed on. Any other is
+collected: heads up to 64 KiB, bodies up to the limit, by Content-Length or in chunks. While a request is being answered
+nothing more is taken from its client; while the client does not read, none is answered. Of what a client owes (the
+rest of a head or a body, reading an answer) a sweep over all connections keeps the time, so that no request needs a
+timer.
 """
 
 import asyncio
-from collections.abc import Collection
+import time
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from modelctl.serve.chunks import Chunks
+from modelctl.serve.heads import CHUNKED, HEAD_LIMIT_BYTES, Head, Heads, not_http
+from modelctl.serve.http import Answer, App, Request
+from modelctl.serve.refusal import Refused
 
-HEADERS_LIMIT_BYTES = 64 << 10
 SWEEP_S = 1.0
+IDLE_S = 75.0  # how long a connection may be kept without a request
+AHEAD_BYTES = 256 << 10  # of further requests that a client may have sent before its answer is out
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+NO_HEAD = Head("GET", "/", b"", {}, 0, False, False)  # stands for one that could not be read
+REMEMBERED = 256
+
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
-class Connection(HttpToolsProtocol):
-    """A connection that gives up on headers above 64 KiB, and answers what is no HTTP as it answers everything."""
+class Wire:
+    """What all connections of a server share: the application, heads read before, beginnings of answers, the date."""
 
-    unread = 0  # bytes of a request whose headers are not complete; far below 0 when none is under way
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self.heads = Heads()
+        self.open: set[Connection] = set()
+        self._starts: dict[object, bytes] = {}
+        self.tick()
+
+    def tick(self) -> None:
+        """Tell the time anew (RFC 9110, 6.6.1)."""
+        self._date = formatdate(time.time(), usegmt=True).encode()
+        self._starts.clear()
+
+    def start(self, request: Request, answer: Answer, closes: bool) -> bytes:
+        """The head of an answer up to the number of its Content-Length."""
+        model = request.model
+        key = (answer.status, answer.content_type, answer.headers, model and model.told, closes)
+        found = self._starts.get(key)
+        if found is None:
+            headers = [(b"date", self._date), (b"content-type", answer.content_type), *answer.headers]
+            headers += [model.header] if model is not None else []
+            headers += [(b"connection", b"close")] if closes else []
+            status = f"HTTP/1.1 {answer.status} {_PHRASES.get(answer.status, '')}\r\n".encode()
+            found = status + b"".join(b"%b: %b\r\n" % header for header in headers) + b"content-length: "
+            if len(self._starts) >= REMEMBERED:
+                self._starts.clear()
+            self._starts[key] = found
+        return found
+
+
+class _Body:
+    """A body that comes in pieces; once `refused` it is read over, so that its client gets to read the answer."""
+
+    def __init__(self, head: Head) -> None:
+        self.left = head.length
+        self.chunks = Chunks() if head.length == CHUNKED else None
+        self.pieces: list[bytes] = []
+        self.size = 0
+        self.refused = False
+
+    def take(self, data: bytes, place: int) -> tuple[list[bytes], int]:
+        """Its pieces in `data` from `place` on, and the place up to which it is understood."""
+        if self.chunks is not None:
+            return self.chunks.take(data, place)
+        piece = data[place : place + self.left]
+        self.left -= len(piece)
+        return [piece], place + len(piece)
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of it was taken."""
+        return not self.left if self.chunks is None else self.chunks.ended
+
+
+class Connection(asyncio.Protocol):
+    """A connection, as the event loop talks to it."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._app = wire.app
+        self._buffer = b""  # received, and not yet understood
+        self._request: Request | None = None  # the one whose body is read, or that is being answered
+        self._body: _Body | None = None
+        self._busy = False  # in `_advance`, which goes on by itself after an answer
+        self._deaf = False  # the client does not read
+        self._held = False  # we read no further
+        self._ends = False  # after the answer that is due
+        self._closed = False
+        self._served = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client is there."""
+        self.transport = cast(asyncio.Transport, transport)
+        self._wire.open.add(self)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """The client has left, or we have closed."""
+        self._wire.open.discard(self)
+        if self._request is not None:
+            self._app.gone(self._request)
+            self._request = None
+
+    def eof_received(self) -> bool:
+        """The client sends no more; it has left, unless its answer is due within this turn of the loop."""
+        request = self._request
+        self._ends = True
+        return request is not None and request.job is not None and request.job.inline
+
+    def pause_writing(self) -> None:
+        """The client does not read what it is sent."""
+        self._deaf = True
+
+    def resume_writing(self) -> None:
+        """The client reads on."""
+        self._deaf = False
+        if self._buffer and not self._busy:
+            self._advance(b"")
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser, unless the headers have grown too long."""
-        super().data_received(data)
-        self.unread += len(data)
-        if self.unread > HEADERS_LIMIT_BYTES and not self.transport.is_closing():
-            self._refuse(b"431 Request Header Fields Too Large", b"the headers are too long")
+        """Bytes from the client."""
+        if self._deaf or (self._request is not None and self._body is None):
+            self._buffer += data
+            if len(self._buffer) > AHEAD_BYTES and not self._held:
+                self._held = True
+                self.transport.pause_reading()
+        else:
+            self._advance(data)
 
-    def on_headers_complete(self) -> None:
-        """Headers are complete: what follows is a body, which has its own limit."""
-        super().on_headers_complete()
-        self.unread = -(1 << 62)
-
-    def on_message_begin(self) -> None:
-        """A new request begins."""
-        super().on_message_begin()
-        self.unread = 0
-
-    def send_400_response(self, _msg: str) -> None:
-        """Answer what is no HTTP."""
-        self._refuse(b"400 Bad Request", b"not an HTTP request")
-
-    def _refuse(self, status: bytes, message: bytes) -> None:
-        body = b'{"error":"%s"}' % message
-        head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-        self.transport.write(head % (status, len(body)) + body)
-        self.transport.close()
-
-    def owed(self) -> object:
-        """What the client has yet to do before we can go on: read, or send headers or a body; None: nothing."""
+    def owed(self) -> tuple[str, int] | None:
+        """What the client has yet to do before we can go on; None: it is our turn."""
         if unsent := self.transport.get_write_buffer_size():
             return "reading", unsent
-        if self.cycle is None or self.cycle.response_complete:
-            return "headers" if self.unread >= 0 else None
-        return ("body", self.cycle) if self.cycle.more_body else None
+        if self._body is not None:
+            return "body", self._served
+        if self._request is not None:
+            return None
+        return ("head" if self._buffer or not self._served else "idle"), self._served
+
+    def give_up(self, owed: str) -> None:
+        """Close, as the client has owed this for too long."""
+        if owed == "body" and self._request is not None:
+            self._ends = True
+            self._app.refuse(self._request, Refused("the body came too slowly", 408))
+        else:
+            self._closed = True
+            self.transport.abort()
+
+    def end(self) -> None:
+        """Close once what was accepted is answered."""
+        self._ends = True
+        if self._request is None and not self._buffer:
+            self._close()
+
+    def _close(self) -> None:
+        self._closed = True
+        self.transport.close()
+
+    def _advance(self, data: bytes) -> None:
+        """Take one request after the other out of what was received, until more has to come or one has to wait."""
+        if self._buffer:
+            data = self._buffer + data
+        self._busy = True
+        place, size = 0, len(data)
+        try:
+            while place < size and not self._closed and not self._deaf:
+                if self._body is not None:
+                    after = self._collect(self._body, data, place)
+                elif self._request is None:
+                    after = self._begin(data, place)
+                else:
+                    break
+                if after == place:
+                    break
+                place = after
+        except Refused as refused:
+            self._ends, self._body, place = True, None, size
+            request = self._request = self._request or Request(NO_HEAD, b"", self._send)
+            self._app.refuse(request, refused)
+        self._busy = False
+        self._buffer = data[place:] if place < size else b""
+        if self._held and len(self._buffer) <= AHEAD_BYTES:
+            self._held = False
+            self.transport.resume_reading()
+
+    def _begin(self, data: bytes, place: int) -> int:
+        """The request that begins at `place`; the place behind it, or where its body goes on; `place` if none does."""
+        end = data.find(b"\r\n\r\n", place, place + HEAD_LIMIT_BYTES) + 4
+        if end == 3:
+            return self._no_head(data, place)
+        if data.startswith(b"\r\n", place):  # an empty line before a request is read over (RFC 9112, 2.2)
+            return place + 2
+        head = self._wire.heads.read(data[place:end])
+        whole = head.length != CHUNKED and end + head.length <= len(data)
+        after = end + head.length if whole else end
+        request = self._request = Request(head, data[end:after], self._send)
+        if not whole:
+            self._body = _Body(head)
+        try:
+            if head.length:
+                self._app.admit(head)
+        except Refused as refused:
+            if self._body is not None:
+                self._body.refused = True
+            self._app.refuse(request, refused)
+            return after
+        if whole:
+            self._app.handle(request)
+        elif head.expects and end == len(data):
+            self.transport.write(CONTINUE)
+        return after
+
+    def _no_head(self, data: bytes, place: int) -> int:
+        """What begins at `place` is no head yet; `Refused` when it can't become one, or grows too long."""
+        if data.startswith(b"\r\n", place):
+            return place + 2
+        if len(data) - place >= HEAD_LIMIT_BYTES:
+            raise Refused("the headers are too long", 431)
+        if not (data[place : place + 1].isalpha() or data[place:] == b"\r") or b"\n\n" in data[place:]:
+            raise not_http("malformed")
+        return place
+
+    def _collect(self, body: _Body, data: bytes, place: int) -> int:
+        """Add to a body under way; the place up to which `data` is understood."""
+        pieces, place = body.take(data, place)
+        request = self._request
+        if request is not None and not body.refused:
+            try:
+                for piece in pieces:
+                    body.size += len(piece)
+                    body.pieces.append(piece)
+                    self._app.hold(request, len(piece))
+                if body.size > self._app.limit_bytes:
+                    raise self._app.too_large()
+            except Refused as refused:
+                body.refused = True
+                body.pieces.clear()
+                self._app.refuse(request, refused)
+        if body.ended:
+            self._body = None
+            if request is not None and not body.refused:
+                request.body = b"".join(body.pieces)
+                self._app.handle(request)
+        return place
+
+    def _send(self, request: Request, answer: Answer) -> None:
+        if request is not self._request:
+            return  # its client has left
+        closes = self._ends or not request.head.keep_alive or not self._app.ready
+        start = self._wire.start(request, answer, closes)
+        body = answer.body if request.head.method != "HEAD" else b""
+        self.transport.write(b"%b%d\r\n\r\n%b" % (start, len(answer.body), body))
+        self._request = None
+        self._served += 1
+        if request.held_bytes:
+            self._app.release(request)
+        if closes:
+            self._close()
+        elif self._buffer and not self._busy:
+            self._advance(b"")
 
 
-async def sweep(connections: Collection[Connection], limit_s: float) -> None:
+async def sweep(wire: Wire, limit_s: float) -> None:
     """Close, again and again, connections whose client has owed the same for more than `limit_s` seconds."""
     loop = asyncio.get_running_loop()
-    since: dict[Connection, tuple[object, float]] = {}
+    since: dict[Connection, tuple[tuple[str, int], float]] = {}
     while True:
         await asyncio.sleep(min(SWEEP_S, limit_s))
+        wire.tick()
         now = loop.time()
-        owing = {one: owed for one in connections if (owed := one.owed()) is not None}
+        owing = {one: owed for one in wire.open if (owed := one.owed()) is not None}
         since = {
             one: since[one] if one in since and since[one][0] == owed else (owed, now) for one, owed in owing.items()
         }
-        for one, (_, first) in since.items():
-            if now - first > limit_s:
-                one.transport.abort()
+        for one, (owed, first) in since.items():
+            if now - first > (max(IDLE_S, limit_s) if owed[0] == "idle" else limit_s):
+                one.give_up(owed[0])

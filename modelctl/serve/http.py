@@ -1,24 +1,27 @@
-"""The HTTP side: an ASGI application with a table of routes, bodies read within limits, answers and errors written.
+"""The HTTP side: a table of routes, requests led to their handlers, answers and errors.
 
 No framework stands between the server and the model: for a small model, routing and validation by one cost more than
-the answer. A protocol is a module with `routes(app) -> Iterable[Route]`, and is listed in `PROTOCOLS`.
+the answer, and so does a coroutine for each request. A handler is a plain function that gives its answer at once, or
+None and calls `Request.reply` later, on the event loop. A protocol is a module with `routes(app) -> Iterable[Route]`,
+and is listed in `PROTOCOLS`.
 
 Errors are `{"error": "<one line>"}`. What went wrong inside the server is told on stderr, never to a client. Every
 answer that a model gave, or would have given, carries `Modelctl-Model: name@sha256:<digest>`.
 """
 
-import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
 
 from modelctl.options import ServeOptions
 from modelctl.serve import metrics
-from modelctl.serve.batching import Array, Job, Tensors, late
+from modelctl.serve.batching import Array, Job, Outcome, Tensors
+from modelctl.serve.heads import CHUNKED, Head
 from modelctl.serve.metrics import Tally
 from modelctl.serve.models import Model, Models
 from modelctl.serve.refusal import Refused, told
@@ -30,10 +33,6 @@ PROTOCOLS = ("openinference", "predict", "operations")
 JSON = b"application/json"
 HELD_BODIES = 8  # bodies in memory may take as much as so many of the largest size
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Headers = Mapping[bytes, bytes]
-
 
 class Answer(NamedTuple):
     """What is sent back: the body, its type, the status, and further headers."""
@@ -44,18 +43,26 @@ class Answer(NamedTuple):
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-@dataclass(slots=True)
 class Request:
-    """One request; `model` is the one that answers, as soon as it is known, and `body` what has been read of it."""
+    """One request; `model` is the one that answers, as soon as it is known."""
 
-    headers: Headers
-    query: bytes
-    receive: Receive
-    model: Model | None
-    body: bytes = b""
+    __slots__ = ("body", "head", "held_bytes", "job", "model", "send")
+
+    def __init__(self, head: Head, body: bytes, send: "Callable[[Request, Answer], None]") -> None:
+        self.head = head
+        self.body = body
+        self.send = send
+        self.model: Model | None = None
+        self.job: Job | None = None  # its tensors on their way through the model
+        self.held_bytes = 0  # what its body counts against what all bodies may take
+
+    def reply(self, answer: Answer) -> None:
+        """Send the answer; once."""
+        self.send(self, answer)
 
 
-Handler = Callable[[Request], Awaitable[Answer]]
+Handler = Callable[[Request], Answer | None]
+Outputs = dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -68,71 +75,113 @@ class Route:
     model: Model | None = None
 
 
-class ClientGone(Exception):  # noqa: N818 - nothing failed: nobody is there to be answered
-    """The client closed the connection before it had its answer."""
-
-
 class App:
-    """The ASGI application over a set of models; `ready` is whether it asks for work."""
+    """What a set of models answers; `ready` is whether it asks for work."""
 
     def __init__(self, models: Models, options: ServeOptions) -> None:
         self.models = models
         self.ready = True
         self.unrouted = Tally()
-        self._limit_bytes = int(options.max_body_mb * 1_000_000)
-        self._timeout_s = options.timeout_s
+        self.limit_bytes = int(options.max_body_mb * 1_000_000)
+        self.timeout_s = options.timeout_s
         self._held_bytes = 0
         self._routes: dict[str, dict[str, Route]] = {}
         for name in PROTOCOLS:
             for route in import_module(f"modelctl.serve.{name}").routes(self):
                 self._routes.setdefault(route.path, {})[route.method] = route
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        request = Request(dict(scope["headers"]), scope["query_string"], receive, None)
+    def handle(self, request: Request) -> None:
+        """Answer a request whose body is read, now or when its model has."""
+        self._attempt(request, self._handled, request)
+
+    def _attempt(self, request: Request, work: Callable[..., Answer | None], *given: object) -> None:
+        """Reply with what `work` makes of what is given; with an error, when it fails."""
         try:
-            route = self._routed(scope)
-            request.model = route.model
-            if route.method == "POST":
-                request.body = await self._body(request.headers, receive)
-            answer = await route.handler(request)
-        except Refused as refused:
-            answer = self._refusal(refused, request.model)
-        except ClientGone:
-            self._tally(request.model).failed("client_gone")
-            return
-        except Exception:  # a bug is told on stderr, and the server goes on
-            logger.exception("internal error at %s %s", scope["method"], told(scope["path"]))
-            answer = self._refusal(Refused("internal error", 500), request.model)
-        finally:
-            self._held_bytes -= len(request.body)
-        await self._send(answer, request.model, send)
+            answer = work(*given)
+        except Exception as error:  # noqa: BLE001 - a bug is told on stderr, and the server goes on
+            answer = self._failure(request, error)
+        if answer is not None:
+            request.reply(answer)
+
+    def _handled(self, request: Request) -> Answer | None:
+        route = self._routed(request.head)
+        request.model = route.model
+        return route.handler(request)
+
+    def refuse(self, request: Request, refused: Refused) -> None:
+        """Answer a request that goes no further."""
+        request.reply(self._failure(request, refused))
+
+    def gone(self, request: Request) -> None:
+        """The client of a request has left before it had its answer: it is not computed if it need not be."""
+        self._tally(request.model).failed("client_gone")
+        if request.job is not None:
+            request.job.cancel()
+        self.release(request)
+
+    def admit(self, head: Head) -> None:
+        """`Refused` unless the body that a head announces will be read: 413 when it is too long, 415 when encoded."""
+        if head.headers.get(b"content-encoding", b"identity") != b"identity":
+            raise Refused("a body with a Content-Encoding is not read", 415)
+        if head.length != CHUNKED and head.length > self.limit_bytes:
+            raise self.too_large()
+
+    def too_large(self) -> Refused:
+        """The refusal of a body that is too long."""
+        return Refused(f"the body is larger than {self.limit_bytes} bytes", 413)
+
+    def hold(self, request: Request, size: int) -> None:
+        """Count part of a body that comes in pieces against what all bodies may take together; `Refused` 429."""
+        self._held_bytes += size
+        request.held_bytes += size
+        if self._held_bytes > HELD_BODIES * self.limit_bytes:
+            raise Refused("too many large bodies at once", 429, headers=((b"retry-after", b"1"),))
+
+    def release(self, request: Request) -> None:
+        """Count a body no longer."""
+        self._held_bytes -= request.held_bytes
+        request.held_bytes = 0
+
+    def run(self, model: Model, feeds: Tensors, request: Request, write: Callable[[Outputs], Answer]) -> None:
+        """Ask a model, and answer with what `write` makes of its outputs; `Refused` 429, or what it has against them.
+
+        Who waits too long is answered 504, and an error of the model is answered as what it is.
+        """
+        if len(feeds) > 1:
+            check_agreement(feeds, model.inputs)
+        model.tally.requests += 1
+        request.job = model.runner.submit(feeds, self.timeout_s, partial(self._computed, request, write))
+
+    def _computed(self, request: Request, write: Callable[[Outputs], Answer], outcome: Outcome) -> None:
+        request.job = None
+        if isinstance(outcome, Exception):
+            request.reply(self._failure(request, outcome))
+        else:
+            self._attempt(request, write, outcome)
+
+    def metrics(self) -> bytes:
+        """The text of `/metrics`."""
+        return metrics.exposition([(model.labels, model.tally) for model in self.models], self.unrouted, self.ready)
 
     def _tally(self, model: Model | None) -> Tally:
         return self.unrouted if model is None else model.tally
 
-    async def _send(self, answer: Answer, model: Model | None, send: Send) -> None:
-        headers = [
-            (b"content-type", answer.content_type),
-            (b"content-length", b"%d" % len(answer.body)),
-            *answer.headers,
-        ]
-        if model is not None:
-            headers.append(model.header)
-        if not self.ready:  # the server is about to end: let this connection be the first to
-            headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        await send({"type": "http.response.body", "body": answer.body})
+    def _failure(self, request: Request, error: Exception) -> Answer:
+        """The answer to a request that failed, counted; a bug is told on stderr and to no client."""
+        if not isinstance(error, Refused):
+            logger.error("internal error at %s %s", request.head.method, told(request.head.path), exc_info=error)
+            error = Refused("internal error", 500)
+        self._tally(request.model).failed(error.kind)
+        return Answer(orjson.dumps({"error": error.message}), JSON, error.status, error.headers)
 
-    def _routed(self, scope: MutableMapping[str, Any]) -> Route:
-        methods = self._routes.get(scope["path"])
+    def _routed(self, head: Head) -> Route:
+        methods = self._routes.get(head.path)
         if methods is None:
-            raise self._missing(scope["path"])
-        method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        route = methods.get(method)
+            raise self._missing(head.path)
+        route = methods.get("GET" if head.method == "HEAD" else head.method)
         if route is None:
             allowed = ", ".join(sorted({*methods, *(["HEAD"] if "GET" in methods else [])}))
-            raise Refused(f"{scope['path']} takes {allowed}", 405, headers=((b"allow", allowed.encode()),))
+            raise Refused(f"{head.path} takes {allowed}", 405, headers=((b"allow", allowed.encode()),))
         return route
 
     def _missing(self, path: str) -> Refused:
@@ -146,94 +195,3 @@ class App:
         except Refused as refused:
             return refused
         return Refused(f"nothing at {told(path)}; see /v2, /v2/models/NAME, /predict, /metrics", 404)
-
-    def _refusal(self, refused: Refused, model: Model | None) -> Answer:
-        self._tally(model).failed(refused.kind)
-        return Answer(orjson.dumps({"error": refused.message}), JSON, refused.status, refused.headers)
-
-    async def _body(self, headers: Headers, receive: Receive) -> bytes:
-        """The body of a request; 413 when it is too long, 408 when it comes too slowly, 415 when it is encoded.
-
-        It counts as held from here on, until its request has been answered.
-        """
-        if headers.get(b"content-encoding", b"identity") != b"identity":
-            raise Refused("a body with a Content-Encoding is not read", 415)
-        length = headers.get(b"content-length")
-        if length is not None and int(length) > self._limit_bytes:
-            raise self._too_large()
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        body: bytes = message.get("body", b"")
-        if not message.get("more_body"):
-            if len(body) > self._limit_bytes:
-                raise self._too_large()
-            self._held_bytes += len(body)
-            return body
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._long_body(body, receive)
-        except TimeoutError:
-            close = ((b"connection", b"close"),)
-            raise Refused("the body came too slowly", 408, headers=close) from None
-
-    async def _long_body(self, first: bytes, receive: Receive) -> bytes:
-        """A body that comes in pieces, held against what all bodies may take together."""
-        pieces = [first]
-        size = len(first)
-        self._held_bytes += size
-        try:
-            more = True
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                piece: bytes = message.get("body", b"")
-                more = bool(message.get("more_body"))
-                pieces.append(piece)
-                size += len(piece)
-                self._held_bytes += len(piece)
-                if size > self._limit_bytes:
-                    raise self._too_large()
-                if self._held_bytes > HELD_BODIES * self._limit_bytes:
-                    raise Refused("too many large bodies at once", 429, headers=((b"retry-after", b"1"),))
-            return b"".join(pieces)
-        except BaseException:
-            self._held_bytes -= size
-            raise
-
-    def _too_large(self) -> Refused:
-        # The connection stays open, and the rest of the body is thrown away as it comes: a client that is still sending
-        # would see a closed connection, and not why.
-        return Refused(f"the body is larger than {self._limit_bytes} bytes", 413)
-
-    async def run(self, model: Model, feeds: Tensors, request: Request) -> dict[str, Array]:
-        """A model's outputs for its inputs; `Refused` 429, 504 or what the model has against them."""
-        if len(feeds) > 1:
-            check_agreement(feeds, model.inputs)
-        model.tally.requests += 1
-        job = model.runner.submit(feeds, self._timeout_s)
-        if model.runner.inline(job.elements):
-            return await job.answer
-        return await self._waited(job, request.receive)
-
-    async def _waited(self, job: Job, receive: Receive) -> dict[str, Array]:
-        """The answer of a model that has a thread; a client that goes away takes its job out of the queue."""
-        gone = asyncio.ensure_future(_disconnected(receive))
-        try:
-            await asyncio.wait((job.answer, gone), timeout=self._timeout_s, return_when=asyncio.FIRST_COMPLETED)
-            if job.answer.done():
-                return job.answer.result()
-            raise ClientGone if gone.done() else late()
-        finally:
-            job.answer.cancel()
-            gone.cancel()
-
-    def metrics(self) -> bytes:
-        """The text of `/metrics`."""
-        return metrics.exposition([(model.labels, model.tally) for model in self.models], self.unrouted, self.ready)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -126,7 +126,14 @@ def _ready(source: Opened, options: ServeOptions) -> Model:
             raise UnsupportedError(f"{session.name}: {spec.name} is {spec.dtype}, which the protocol has no word for")
     pace = warm_up(session, session.run)
     tally = Tally()
-    runner = Runner(session.run, pace, tally, max_batch=options.max_batch, max_queue=options.max_queue)
+    runner = Runner(
+        session.run,
+        pace,
+        tally,
+        max_batch=options.max_batch,
+        max_queue=options.max_queue,
+        max_delay_s=options.max_delay_ms / 1000,
+    )
     return Model(
         name=name,
         version=source.version,

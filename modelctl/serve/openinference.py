@@ -61,21 +61,21 @@ def routes(app: App) -> Iterable[Route]:
 def _const(document: Any) -> Handler:
     answer = Answer(orjson.dumps(document))
 
-    async def tell(_: Request) -> Answer:
+    def tell(_: Request) -> Answer:
         return answer
 
     return tell
 
 
 def _readiness(app: App, who: dict[str, str]) -> Handler:
-    async def tell(_: Request) -> Answer:
+    def tell(_: Request) -> Answer:
         return Answer(orjson.dumps({**who, "ready": app.ready}), status=200 if app.ready else 503)
 
     return tell
 
 
 def _index(app: App) -> Handler:
-    async def tell(_: Request) -> Answer:
+    def tell(_: Request) -> Answer:
         found = [{"name": one.name, "version": one.version, "state": "READY", "reason": ""} for one in app.models]
         return Answer(orjson.dumps(found))
 
@@ -98,10 +98,9 @@ def _described(spec: Any) -> dict[str, Any]:
 
 
 def _infer(app: App, model: Model) -> Handler:
-    async def infer(request: Request) -> Answer:
-        asked = read(request.body, request.headers.get(HEADER_LENGTH), model)
-        outputs = await app.run(model, asked.feeds, request)
-        return write(asked, outputs, model)
+    def infer(request: Request) -> None:
+        asked = read(request.body, request.head.headers.get(HEADER_LENGTH), model)
+        app.run(model, asked.feeds, request, lambda outputs: write(asked, outputs, model))
 
     return infer
 

@@ -9,7 +9,7 @@ from modelctl.serve.metrics import CONTENT_TYPE
 def routes(app: App) -> Iterable[Route]:
     """The routes of operation."""
 
-    async def metrics(_: Request) -> Answer:
+    def metrics(_: Request) -> Answer:
         return Answer(app.metrics(), CONTENT_TYPE)
 
     return [Route("GET", "/metrics", metrics)]

@@ -9,6 +9,7 @@ lists}`. Shapes are those of the lists. The answer is `{"model": "name@sha256:â€
 """
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -27,14 +28,14 @@ def routes(app: App) -> Iterable[Route]:
     """The routes of `/predict`."""
 
     def bound(model: Model) -> Any:
-        async def predict(request: Request) -> Answer:
-            return await _predict(app, model, request)
+        def predict(request: Request) -> None:
+            _predict(app, model, request)
 
         return predict
 
-    async def chosen(request: Request) -> Answer:
-        request.model = _named(app, request.query)
-        return await _predict(app, request.model, request)
+    def chosen(request: Request) -> None:
+        request.model = _named(app, request.head.query)
+        _predict(app, request.model, request)
 
     names = app.models.names()
     if len(names) == 1 and len(app.models.versions(names[0])) == 1:
@@ -52,9 +53,11 @@ def _named(app: App, query: bytes) -> Model:
     return app.models.get(asked[-1]) if asked else app.models.only()
 
 
-async def _predict(app: App, model: Model, request: Request) -> Answer:
-    feeds = read(parse_json(request.body), model)
-    outputs = await app.run(model, feeds, request)
+def _predict(app: App, model: Model, request: Request) -> None:
+    app.run(model, read(parse_json(request.body), model), request, partial(_write, model))
+
+
+def _write(model: Model, outputs: dict[str, Array]) -> Answer:
     told_of = {name: to_nested_json(outputs[name], _kind(model.outputs[name].dtype)) for name in model.outputs}
     return Answer(orjson.dumps({"model": model.told, "outputs": told_of}, option=orjson.OPT_SERIALIZE_NUMPY))
 

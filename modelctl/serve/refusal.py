@@ -22,6 +22,7 @@ KINDS = {
     408: "slow_client",
     413: "too_large",
     415: "media_type",
+    431: "too_large",
     429: "overload",
     499: "client_gone",
     500: "internal",

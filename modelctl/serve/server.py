@@ -1,4 +1,4 @@
-"""The server: a socket, uvicorn on uvloop and httptools, signals, and a clean end.
+"""The server: a socket, an event loop (uvloop's, where it is to be had), signals, and a clean end.
 
 SIGTERM or Ctrl-C: readiness goes false and each answer closes its connection; after a moment no new connection is
 taken, what was accepted is answered, and the process ends with status 0. A second one ends it at once.
@@ -8,26 +8,21 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
-import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Collection, Iterator, Sequence
-from types import FrameType
-from typing import cast
-
-import uvicorn
+from collections.abc import Callable, Sequence
 
 from modelctl.errors import UsageError
 from modelctl.options import ServeOptions
 from modelctl.progress import Progress, silent
-from modelctl.serve.connections import Connection, sweep
+from modelctl.serve.connections import Connection, Wire, sweep
 from modelctl.serve.http import App
 from modelctl.serve.models import Models, load_all
 
 BACKLOG = 2048
-KEEP_ALIVE_S = 75
 DRAIN_S = 0.5  # how long connections are still taken after the request to end
+END_S = 0.02  # how often it is looked whether all is answered
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 Announce = Callable[[str, Models], None]
@@ -43,27 +38,21 @@ def serve(sources: Sequence[str], options: ServeOptions, announce: Announce, pro
         host, port = listener.getsockname()[:2]
         if not _is_loopback(host):
             progress.note(f"listening on {host}, where others can reach it, and nothing asks them who they are")
-        app = App(models, options)
-        config = uvicorn.Config(
-            app,
-            http=Connection,
-            ws="none",
-            loop="auto",
-            lifespan="off",
-            interface="asgi3",
-            backlog=BACKLOG,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=int(options.timeout_s) + 1,
-        )
-        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        server = _Server(config, app, options, lambda: announce(url, models))
-        server.run(sockets=[listener])
+        app = App(models, options)
+        with asyncio.Runner(loop_factory=_new_loop) as runner:
+            runner.run(_Server(app, options, listener).run(lambda: announce(url, models)))
         for model in models:
             model.runner.close()
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:  # it does not exist for Windows
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
 
 
 def _listener(options: ServeOptions) -> socket.socket:
@@ -81,11 +70,11 @@ def _listener(options: ServeOptions) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise _unusable(where, error) from error
+        raise unusable(where, error) from error
     return listener
 
 
-def _unusable(where: str, error: OSError) -> UsageError:
+def unusable(where: str, error: OSError) -> UsageError:
     if error.errno == errno.EADDRINUSE:
         return UsageError(f"{where}: the port is in use", "--port 0")
     return UsageError(f"{where}: can't listen there: {(error.strerror or str(error)).lower()}", "--port 0")
@@ -97,44 +86,41 @@ def _is_loopback(host: str) -> bool:
     return False
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's server with our own signals, announcement, watch over slow clients, and end."""
+class _Server:
+    """The event loop's work: connections, signals, the watch over slow clients, and the end."""
 
-    def __init__(self, config: uvicorn.Config, app: App, options: ServeOptions, announce: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._app = app
+    def __init__(self, app: App, options: ServeOptions, listener: socket.socket) -> None:
+        self._wire = Wire(app)
         self._timeout_s = options.timeout_s
         self._where = f"{options.host}:{options.port}"
-        self._announce = announce
+        self._listener = listener
+        self._asked_to_end = asyncio.Event()
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+    async def run(self, announce: Callable[[], None]) -> None:
+        """Serve until a signal asks for the end, then answer what was accepted."""
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self._signalled, number)
         try:
-            await super().startup(sockets)
+            server = await loop.create_server(lambda: Connection(self._wire), sock=self._listener, backlog=BACKLOG)
         except OSError as error:  # another one bound to the port as we did, and was the first to listen
-            raise _unusable(self._where, error) from error
-        self._announce()
+            raise unusable(self._where, error) from error
+        watch = asyncio.create_task(sweep(self._wire, self._timeout_s))
+        announce()
+        await self._asked_to_end.wait()
+        await asyncio.sleep(DRAIN_S)
+        server.close()
+        for one in list(self._wire.open):
+            one.end()
+        ends = loop.time() + self._timeout_s + 1
+        while self._wire.open and loop.time() < ends:
+            await asyncio.sleep(END_S)
+        for one in list(self._wire.open):
+            one.transport.abort()
+        watch.cancel()
 
-    async def main_loop(self) -> None:
-        connections = cast(Collection[Connection], self.server_state.connections)
-        watch = asyncio.create_task(sweep(connections, self._timeout_s))
-        try:
-            await super().main_loop()
-            self._app.ready = False
-            await asyncio.sleep(DRAIN_S)
-        finally:
-            watch.cancel()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._asked_to_end) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _asked_to_end(self, number: int, _frame: FrameType | None) -> None:
-        if self.should_exit:
+    def _signalled(self, number: int) -> None:
+        if self._asked_to_end.is_set():
             os._exit(128 + number)  # at once: not even a model that hangs in its thread is waited for
-        self._app.ready = False
-        self.should_exit = True
+        self._wire.app.ready = False
+        self._asked_to_end.set()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from modelctl.errors import DataError
-from modelctl.serve.batching import Job, Pace, Runner, Tensors
+from modelctl.serve.batching import Pace, Runner, Tensors
 from modelctl.serve.metrics import Tally
 from modelctl.serve.refusal import Refused
 
@@ -42,8 +42,16 @@ def rows(*values: float, width: int = 2) -> Tensors:
     return {"x": np.array([[value] * width for value in values], np.float32)}
 
 
-async def answers(jobs: list[Job]) -> list[Any]:
-    return await asyncio.gather(*(job.answer for job in jobs), return_exceptions=True)
+class Asked:
+    """A job, and the outcome it came to."""
+
+    def __init__(self, runner: Runner, feeds: Tensors, timeout_s: float = 10) -> None:
+        self.outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.job = runner.submit(feeds, timeout_s, self.outcome.set_result)
+
+
+async def answers(asked: list[Asked]) -> list[Any]:
+    return [await asyncio.wait_for(one.outcome, 10) for one in asked]
 
 
 @pytest.mark.parametrize("pace", [FAST, SLOW])
@@ -53,7 +61,7 @@ def test_jobs_share_runs_and_each_gets_its_own_rows(pace: Pace) -> None:
     async def go() -> None:
         runner, tally = runner_of(model, pace)
         model.gate.clear()
-        jobs = [runner.submit(rows(one, one + 0.5), 10) for one in range(10)]
+        jobs = [Asked(runner, rows(one, one + 0.5)) for one in range(10)]
         model.gate.set()
         for one, found in enumerate(await answers(jobs)):
             np.testing.assert_array_equal(found["y"], rows(2 * one, 2 * one + 1)["x"])
@@ -70,7 +78,7 @@ def test_jobs_that_differ_in_more_than_rows_run_apart() -> None:
 
     async def go() -> None:
         runner, _ = runner_of(model, FAST)
-        found = await answers([runner.submit(rows(1, width=2), 10), runner.submit(rows(1, width=3), 10)])
+        found = await answers([Asked(runner, rows(1, width=2)), Asked(runner, rows(1, width=3))])
         assert [one["y"].shape for one in found] == [(1, 2), (1, 3)]
         assert model.rows == [1, 1]
 
@@ -85,7 +93,7 @@ def test_inputs_are_told_apart_by_name_not_by_order() -> None:
         runner, _ = runner_of(run, FAST)
         narrow, wide = np.ones((1, 2), np.float32), np.ones((1, 3), np.float32)
         feeds: list[Tensors] = [{"a": narrow, "b": wide}, {"b": narrow, "a": wide}, {"b": wide, "a": narrow}]
-        found = await answers([runner.submit(one, 10) for one in feeds])
+        found = await answers([Asked(runner, one) for one in feeds])
         assert [one["y"].tolist() for one in found] == [[-1], [1], [-1]]
 
     asyncio.run(go())
@@ -96,7 +104,7 @@ def test_rows_that_depend_on_each_other_are_never_mixed() -> None:
 
     async def go() -> None:
         runner, _ = runner_of(model, Pace(run_s=1e-5, elements=2, rows_are_independent=False))
-        await answers([runner.submit(rows(one), 10) for one in range(5)])
+        await answers([Asked(runner, rows(one)) for one in range(5)])
         assert model.rows == [1] * 5
 
     asyncio.run(go())
@@ -109,7 +117,7 @@ def test_no_request_fails_for_another_ones_input(pace: Pace) -> None:
     async def go() -> None:
         runner, _ = runner_of(model, pace)
         model.gate.clear()
-        jobs = [runner.submit(rows(one), 10) for one in (1, -1, 3)]
+        jobs = [Asked(runner, rows(one)) for one in (1, -1, 3)]
         model.gate.set()
         good, bad, fine = await answers(jobs)
         assert (good["y"][0, 0], fine["y"][0, 0]) == (2, 6)
@@ -125,16 +133,16 @@ def test_a_full_queue_refuses_and_recovers() -> None:
     async def go() -> None:
         runner, tally = runner_of(model, SLOW, max_queue=3)
         model.gate.clear()
-        jobs = [runner.submit(rows(1), 10)]  # this one is with the thread; the queue is for those that wait
-        jobs += [runner.submit(rows(1), 10) for _ in range(3)]
+        jobs = [Asked(runner, rows(1))]  # this one is with the thread; the queue is for those that wait
+        jobs += [Asked(runner, rows(1)) for _ in range(3)]
         with pytest.raises(Refused) as refused:
-            runner.submit(rows(1), 10)
+            Asked(runner, rows(1))
         assert refused.value.status == 429
         assert dict(refused.value.headers)[b"retry-after"] == b"1"
         assert tally.in_flight == 4
         model.gate.set()
         await answers(jobs)
-        await runner.submit(rows(1), 10).answer
+        await answers([Asked(runner, rows(1))])
         assert tally.in_flight == 0
 
     asyncio.run(go())
@@ -145,7 +153,7 @@ def test_small_jobs_are_done_rather_than_refused() -> None:
 
     async def go() -> None:
         runner, _ = runner_of(model, FAST, max_batch=4, max_queue=4)
-        found = await answers([runner.submit(rows(one), 10) for one in range(20)])
+        found = await answers([Asked(runner, rows(one)) for one in range(20)])
         assert [one["y"][0, 0] for one in found] == [2 * one for one in range(20)]
 
     asyncio.run(go())
@@ -155,17 +163,19 @@ def test_who_waits_too_long_or_has_gone_is_not_computed() -> None:
     model = Doubling()
 
     async def go() -> None:
-        runner, _ = runner_of(model, SLOW)
+        runner, tally = runner_of(model, SLOW)
         model.gate.clear()
-        first = runner.submit(rows(1), 10)
-        late, gone, good = (runner.submit(rows(2), 0.0), runner.submit(rows(3), 10), runner.submit(rows(4), 10))
-        gone.answer.cancel()
+        first = Asked(runner, rows(1))
+        late, gone, good = (Asked(runner, rows(2), 0.0), Asked(runner, rows(3)), Asked(runner, rows(4)))
+        gone.job.cancel()
+        (refused,) = await answers([late])  # while the first is still with the thread
+        assert isinstance(refused, Refused)
+        assert refused.status == 504
         model.gate.set()
-        found = await answers([first, late, gone, good])
-        assert isinstance(found[1], Refused)
-        assert found[1].status == 504
-        assert isinstance(found[2], asyncio.CancelledError)
-        assert found[3]["y"][0, 0] == 8
+        _, found = await answers([first, good])
+        assert found["y"][0, 0] == 8
+        assert not gone.outcome.done()
+        assert tally.in_flight == 0
         assert model.rows == [1, 1]
 
     asyncio.run(go())
@@ -181,8 +191,9 @@ def test_a_large_request_to_a_fast_model_does_not_hold_up_the_loop() -> None:
     async def go() -> None:
         runner, _ = runner_of(run, FAST)
         large = rows(*range(FAST.inline_elements))
-        assert not runner.inline(large["x"].size)
-        await answers([runner.submit(large, 10), runner.submit(rows(1), 10)])
+        asked = [Asked(runner, large), Asked(runner, rows(1))]
+        assert [one.job.inline for one in asked] == [False, True]
+        await answers(asked)
         assert sorted(seen) == sorted([threading.main_thread().name, "modelctl-model"])
 
     asyncio.run(go())
@@ -195,8 +206,28 @@ def test_a_bug_reaches_each_of_those_it_concerns(pace: Pace) -> None:
 
     async def go() -> None:
         runner, tally = runner_of(run, pace)
-        found = await answers([runner.submit(rows(1), 10), runner.submit(rows(2), 10)])
+        found = await answers([Asked(runner, rows(1)), Asked(runner, rows(2))])
         assert [type(one) for one in found] == [ZeroDivisionError, ZeroDivisionError]
         assert tally.in_flight == 0
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("pace", [FAST, SLOW])
+def test_a_delay_waits_for_company_but_not_longer_than_for_a_full_run(pace: Pace) -> None:
+    model = Doubling()
+
+    async def go() -> None:
+        runner = Runner(model, pace, Tally(), max_batch=4, max_queue=100, max_delay_s=0.05)
+        first = Asked(runner, rows(1))
+        await asyncio.sleep(0.005)
+        others = [Asked(runner, rows(2)), Asked(runner, rows(3))]
+        await answers([first, *others])
+        assert model.rows == [3]
+        if pace is SLOW:
+            runner._max_delay_s = 1000
+            await answers([Asked(runner, rows(1, 2)), Asked(runner, rows(3, 4))])
+            assert model.rows == [3, 4]
+        runner.close()
 
     asyncio.run(go())

@@ -22,6 +22,7 @@ from servers import Running, ask, v2
 from modelctl.artifact import Artifact
 from modelctl.graph.session import Session
 from modelctl.options import ServeOptions
+from modelctl.serve.connections import Connection, Wire
 from modelctl.serve.http import App
 
 ROWS = np.random.default_rng(1).standard_normal((64, 256)).astype(np.float32)
@@ -134,13 +135,14 @@ def test_who_waits_too_long_is_told(sluggish: Path) -> None:
 
 
 def test_slow_clients_hold_nothing(narrow: Running) -> None:
-    found = raw(narrow, b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n[", pause_s=1)
-    assert b"408 Request Timeout" in found
-    assert b"the body came too slowly" in found
-    assert raw(narrow, b"GET /v2 HTT", pause_s=1) == b""
-    silent = (b"", b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n")
-    with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(lambda data: raw(narrow, data, pause_s=1), silent)) == [b"", b""]
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+    with ThreadPoolExecutor(4) as pool:
+        sent = (head, head + b"[", b"GET /v2 HTT", b"")
+        *bodies, start, nothing = pool.map(lambda data: raw(narrow, data, pause_s=1), sent)
+    for found in bodies:
+        assert found.startswith(b"HTTP/1.1 408 Request Timeout")
+        assert b"the body came too slowly" in found
+    assert (start, nothing) == (b"", b"")
 
 
 def test_a_client_that_never_reads_is_let_go(zoo: dict[str, Path]) -> None:
@@ -293,20 +295,21 @@ def test_a_bug_is_told_on_stderr_and_to_no_client(zoo: dict[str, Path], caplog: 
         raise ZeroDivisionError("a secret")
 
     models.get("affine").runner._run = run
-    sent: list[Any] = []
-
-    async def go() -> None:
-        body = json.dumps([[1, 2, 3, 4]]).encode()
-
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [], "query_string": b""}
-        await App(models, ServeOptions())(scope, receive, send)
-
-    asyncio.run(go())
-    assert (sent[0]["status"], sent[1]["body"]) == (500, b'{"error":"internal error"}')
+    found = asyncio.run(_told(App(models, ServeOptions()), b"POST /predict", b"[[1, 2, 3, 4]]"))
+    assert found.startswith(b"HTTP/1.1 500 Internal Server Error\r\n")
+    assert found.endswith(b'\r\n\r\n{"error":"internal error"}')
     assert "ZeroDivisionError" in caplog.text
+
+
+async def _told(app: App, start: bytes, body: bytes) -> bytes:
+    """What an application in this process answers to one request."""
+    wire = Wire(app)
+    server = await asyncio.get_running_loop().create_server(lambda: Connection(wire), "127.0.0.1", 0)
+    async with server:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(b"%b HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % (start, len(body)))
+        writer.write(body)
+        found = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+    return found
