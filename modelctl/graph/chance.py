@@ -10,7 +10,7 @@ import numpy as np
 
 from modelctl.data.samples import Array
 from modelctl.errors import CheckFailed, DataError
-from modelctl.graph import classes, scores
+from modelctl.graph import classes, intervals, scores
 from modelctl.options import Metric
 
 
@@ -45,7 +45,7 @@ def is_above(score: dict[str, Any], labels: Array, answers: Array | None = None)
         return bool(score["high"] < floor)
     if score["metric"] == Metric.F1:
         return bool(score["low"] > floor)
-    if score["value"] > scores.wilson(round(floor * len(labels)), len(labels))[1]:
+    if score["value"] > intervals.wilson(round(floor * len(labels)), len(labels))[1]:
         return True
     if answers is None or score["metric"] != Metric.TOP1:
         return False

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from modelctl.data.samples import Array
-from modelctl.graph import scores
+from modelctl.graph.intervals import wilson
 
 BINS = 15
 MOST_DRAWN = 100
@@ -37,7 +37,7 @@ def by_class(answers: Array, labels: Array) -> list[dict[str, Any]]:
     confused = _confused(predicted, labels)
     rows = []
     for one in np.flatnonzero(support + answered).tolist():
-        low, high = scores.wilson(int(right[one]), int(support[one])) if support[one] else (None, None)
+        low, high = wilson(int(right[one]), int(support[one])) if support[one] else (None, None)
         row = {
             "class": one,
             "support": int(support[one]),

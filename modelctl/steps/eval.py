@@ -14,7 +14,7 @@ from modelctl.data import open_data
 from modelctl.data.samples import Array
 from modelctl.errors import CheckFailed, DataError, UnsupportedError, UsageError
 from modelctl.formats import onnx as onnx_format
-from modelctl.graph import chance, classes, measure, plots, scores, slices
+from modelctl.graph import chance, classes, intervals, measure, plots, scores, slices
 from modelctl.graph.channels import costs
 from modelctl.graph.session import Session
 from modelctl.options import EvalOptions, Metric
@@ -132,9 +132,9 @@ class _Seen:
             facts["metric_code"] = record.factory(self.trial.metric.name)
         if before is not None and before.ndim == 2 and before.shape[1] > 1:
             alike = int((before.argmax(axis=1) == answers.argmax(axis=1)).sum())
-            facts["agreement_low"], facts["agreement_high"] = scores.wilson(alike, len(samples))
+            facts["agreement_low"], facts["agreement_high"] = intervals.wilson(alike, len(samples))
             near = scores.cosines(before, answers)
-            mean = scores.bootstrap(lambda one, _: float(one.mean()), near, near, self.trial.seed)
+            mean = intervals.bootstrap(lambda one, _: float(one.mean()), near, near, self.trial.seed)
             facts["cosine_low"], facts["cosine_high"] = mean
         labels = samples.labels
         if labels is not None and classes.fit(answers, labels):

@@ -5,7 +5,7 @@ import pytest
 
 from modelctl.data.samples import Array, Samples
 from modelctl.errors import CheckFailed, DataError
-from modelctl.graph import chance, scores
+from modelctl.graph import chance, intervals, scores
 from modelctl.options import Metric
 
 
@@ -53,7 +53,7 @@ def test_one_class_that_has_nearly_all_hides_no_skill() -> None:
     predicted = (np.arange(1000) < 10).astype(int)  # 10 of the 50 rare ones are found, and no other is called rare
     answers = votes(predicted, 2)
     score = scored(Metric.TOP1, answers, labels)
-    assert score["value"] < scores.wilson(950, 1000)[1]  # by the interval alone it would be refused
+    assert score["value"] < intervals.wilson(950, 1000)[1]  # by the interval alone it would be refused
     assert chance.is_above(score, labels, answers)
     assert not chance.is_above(score, labels)
 

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from modelctl.graph import classes, scores
+from modelctl.graph import classes, intervals
 
 SIX = np.array([0, 0, 1, 1, 2, 2])
 
@@ -17,7 +17,7 @@ def said(predicted: list[int], size: int = 4) -> np.ndarray:
 def test_a_row_for_each_class_that_occurs() -> None:
     rows = classes.by_class(said([0, 1, 1, 1, 1, 0], size=9), SIX)
     assert [row["class"] for row in rows] == [0, 1, 2]
-    low, high = scores.wilson(1, 2)
+    low, high = intervals.wilson(1, 2)
     first = {"class": 0, "support": 2, "precision": 0.5, "recall": 0.5, "low": low, "high": high}
     assert rows[0] == first | {"f1": 0.5, "confused_with": 1}
     assert (rows[1]["precision"], rows[1]["recall"], rows[1]["confused_with"]) == (0.5, 1, None)

@@ -6,7 +6,7 @@ import pytest
 
 from modelctl.data.samples import Array, Samples
 from modelctl.errors import DataError, UsageError
-from modelctl.graph import scores
+from modelctl.graph import intervals, scores
 from modelctl.options import Metric
 
 FIVE = np.eye(6)[[0, 1, 2, 3, 4]] + np.arange(6) / 100
@@ -23,8 +23,8 @@ def test_top1_with_the_interval_of_wilson() -> None:
 
 
 def test_wilson_stays_inside_a_share() -> None:
-    assert scores.wilson(0, 10)[0] == 0
-    assert scores.wilson(10, 10)[1] == 1
+    assert intervals.wilson(0, 10)[0] == 0
+    assert intervals.wilson(10, 10)[1] == 1
 
 
 def test_of_equal_answers_the_earlier_class_goes_first() -> None:

@@ -3,7 +3,7 @@ import pytest
 
 from modelctl.data.samples import Array, Samples
 from modelctl.errors import DataError
-from modelctl.graph import scores, slices
+from modelctl.graph import intervals, scores, slices
 from modelctl.options import Metric
 
 
@@ -20,7 +20,7 @@ def test_each_group_has_its_score_and_its_interval() -> None:
     assert (found["column"], found["metric"], found["lowest"], found["highest"]) == ("who", "top1", "a", "c")
     assert [(row["group"], row["samples"]) for row in found["groups"]] == [("a", 2), ("b", 3), ("c", 1)]
     assert [row["value"] for row in found["groups"]] == [1 / 2, 2 / 3, 1]
-    assert (found["groups"][0]["low"], found["groups"][0]["high"]) == scores.wilson(1, 2)
+    assert (found["groups"][0]["low"], found["groups"][0]["high"]) == intervals.wilson(1, 2)
     assert found["gap_pp"] == 50
     assert "gap_before_pp" not in found
 
