@@ -125,14 +125,7 @@ def adopt(model: onnx.ModelProto, name: str) -> None:
     stays as it is. UnsupportedError for operators that onnxruntime has not.
     """
     _refuse_custom(model, name)
-    held = {tensor.name for tensor in model.graph.initializer} | {
-        tensor.values.name for tensor in model.graph.sparse_initializer
-    }
-    kept = [value for value in model.graph.input if value.name not in held]
-    if len(kept) != len(model.graph.input):
-        del model.graph.input[:]
-        model.graph.input.extend(kept)
-        model.ir_version = max(model.ir_version, FIRST_IR_WITH_HIDDEN_WEIGHTS)
+    hide_weights(model)
     for value in model.graph.input:
         _name_unnamed(value)
     batches = [value.type.tensor_type.shape.dim[:1] for value in model.graph.input]
@@ -141,6 +134,21 @@ def adopt(model: onnx.ModelProto, name: str) -> None:
             for dim in value.type.tensor_type.shape.dim[:1]:
                 if _is_unnamed(dim):
                     dim.dim_param = BATCH
+
+
+def hide_weights(model: onnx.ModelProto) -> None:
+    """Make weights that are inputs too, as old exporters wrote them, weights alone, in place.
+
+    Whoever runs a model might give others in their place, so that nothing that is made of them can be folded.
+    """
+    held = {tensor.name for tensor in model.graph.initializer} | {
+        tensor.values.name for tensor in model.graph.sparse_initializer
+    }
+    kept = [value for value in model.graph.input if value.name not in held]
+    if len(kept) != len(model.graph.input):
+        del model.graph.input[:]
+        model.graph.input.extend(kept)
+        model.ir_version = max(model.ir_version, FIRST_IR_WITH_HIDDEN_WEIGHTS)
 
 
 def _name_unnamed(value: onnx.ValueInfoProto) -> None:

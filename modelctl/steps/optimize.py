@@ -50,6 +50,7 @@ def optimize(model: Artifact, out: Path, options: OptimizeOptions, progress: Pro
     with create(out, made_from) as draft:
         payload = model.load()
         graph = onnx_format.parse(payload)
+        clean.hide_weights(graph)
         session = Session(payload, options.thread_count())
         data = open_data(options.data, session.inputs, options.seed) if options.data else None
         trial = measure.trial_on(data, options, options.provider)

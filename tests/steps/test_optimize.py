@@ -68,6 +68,18 @@ def test_batch_norms_are_folded_and_answers_stay(net: Artifact, data: str, tmp_p
     learns_as_it_runs(made)
 
 
+def test_weights_that_an_old_exporter_wrote_as_inputs_are_weights(tmp_path: Path) -> None:
+    model = nets.convolutional()
+    model.ir_version, model.opset_import[0].version = 3, 9
+    model.graph.input.extend(
+        helper.make_tensor_value_info(one.name, one.data_type, one.dims) for one in model.graph.initializer
+    )
+    made = optimize(saved(model, tmp_path), tmp_path / "o.onnx", asked(float16=True))
+    assert told(made)["batch_norms"] == 1
+    assert made.manifest.metrics["size_ratio"] > 1.7
+    assert [one.name for one in onnx.load(made.path).graph.input] == ["x"]
+
+
 @pytest.mark.parametrize(
     ("name", "old", "fused"),
     [
