@@ -3,6 +3,7 @@
 import importlib.util
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,17 @@ def check(step: PlannedStep, earlier: Sequence[PlannedStep]) -> None:
                 _check_option(name, mark, one, written)
     if step.out is not None:
         _check_out(step, step.out, written)
-    extra = step.kind.extra
+    extra = step.kind.extra or _extra_of(step)
     reads_onnx = step.run == "export" and isinstance(step.source, Path) and step.source.suffix == ".onnx"
     if extra and not reads_onnx and not (step.out and step.out.exists()) and importlib.util.find_spec(extra) is None:
         raise missing_extra(f"{step.run} needs {extra}", extra)
+
+
+def _extra_of(step: PlannedStep) -> str | None:
+    """The extra that only some of a step's options need, which the step itself knows."""
+    asked = getattr(import_module(f"modelctl.steps.{step.run}"), "extra", None)
+    told: str | None = asked(step.options) if asked else None
+    return told
 
 
 def _check_there(path: Path, written: Iterable[Path], name: str = "from") -> None:

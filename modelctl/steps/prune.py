@@ -4,6 +4,7 @@ How much goes is the user's to say, what goes is chosen by what it costs (`spars
 rest gets over it is a matter of training (`healing`). No choice sees the test part of the data.
 """
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -44,6 +45,12 @@ def origin(model: Artifact, options: PruneOptions) -> Origin:
     return Origin("prune", options, (model,), libraries=LIBRARIES)
 
 
+def extra(options: PruneOptions) -> str | None:
+    """The extra without which these options can't be carried out: to learn, or to rank channels by samples."""
+    cuts = options.chosen_method() in _CUTTING
+    return "torch" if options.epochs or (cuts and options.data is not None) else None
+
+
 def prune(model: Artifact, out: Path, options: PruneOptions, progress: Progress = silent) -> Artifact:
     """`out`: the same model with fewer weights, channels or layers.
 
@@ -55,6 +62,9 @@ def prune(model: Artifact, out: Path, options: PruneOptions, progress: Progress 
     made_from = origin(model, options)
     onnx_format.refuse_other_out(out, "prune")
     method = options.chosen_method()
+    needed = extra(options)
+    if needed and importlib.util.find_spec(needed) is None:
+        raise missing_extra(f"{model.path}: prune needs torch to learn from samples", needed)
     with create(out, made_from) as draft:
         payload = model.load()
         graph = _read(payload, str(model.path))
@@ -136,13 +146,9 @@ class _Pruning:
 
     @cached_property
     def healer(self) -> "Healer":
-        """The input as teacher; UnsupportedError when torch is missing."""
-        try:
-            from modelctl.graph.healing import Healer
-        except ModuleNotFoundError as error:
-            if error.name != "torch":
-                raise
-            raise missing_extra(f"{self.name}: fine-tuning needs torch", "torch") from error
+        """The input as teacher."""
+        from modelctl.graph.healing import Healer
+
         assert self.data is not None  # the options ask for it
         return Healer(self.session, self.data, self.options, self.progress)
 
