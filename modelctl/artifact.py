@@ -145,8 +145,11 @@ def _read_entry(path: Path, size: int) -> bytes | None:
 def _foreign(path: Path) -> Manifest:
     if not path.name.isprintable():
         raise ArtifactError(f"{path}: its name holds characters that a manifest can't keep")
-    entry = FileEntry(path=path.name, size=path.stat().st_size, sha256=digests.of_file(path))
-    return Manifest(name=model_name(path), format=format_of(path), files=(entry,))
+    found, size = format_of(path), path.stat().st_size
+    if not size:
+        raise ArtifactError(f"{path}: is empty")
+    entry = FileEntry(path=path.name, size=size, sha256=digests.of_file(path))
+    return Manifest(name=model_name(path), format=found, files=(entry,))
 
 
 def left_behind(out: Path) -> list[str]:

@@ -85,7 +85,14 @@ def test_a_refused_result_is_not_written(folder: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ("quantize empty.onnx -o q.onnx", "empty.onnx: not an ONNX model: empty"),
+        ("quantize empty.onnx -o q.onnx", "empty.onnx: is empty"),
+        ("prune empty.onnx -o q.onnx --keep 5", "empty.onnx: is empty"),
+        ("eval empty.onnx", "empty.onnx: is empty"),
+        ("eval net.onnx --baseline empty.onnx", "empty.onnx: is empty"),
+        ("optimize empty.onnx -o q.onnx", "empty.onnx: is empty"),
+        ("inspect empty.onnx", "empty.onnx: is empty"),
+        ("log empty.onnx", "empty.onnx: is empty"),
+        ("serve empty.onnx", "empty.onnx: is empty"),
         ("quantize short.onnx -o q.onnx", "short.onnx: not an ONNX model, or cut short"),
         ("prune short.onnx -o q.onnx --keep 5", "short.onnx: not an ONNX model, or cut short"),
         ("eval short.onnx", "short.onnx: not an ONNX model, or cut short"),
