@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment of a long command: status 130, no traceback, and nothing on disk but what is whole.
+"""Ctrl-C or SIGTERM at any moment of a long command: its status, no traceback, and nothing on disk but what is whole.
 
 A command is started again and again and stopped a little later each time, until it is done before: so every part of it
 is met, on slow machines too. The clock starts at a sign of life, the first line that the new process prints.
@@ -23,6 +23,7 @@ from modelctl.making import Origin, create
 from modelctl.options import StepOptions
 
 PROGRAM = "import sys; from modelctl.cli.start import main; sys.stderr.write('alive\\n'); sys.stderr.flush(); main()"
+WORDS = {signal.SIGINT: "modelctl: interrupted", signal.SIGTERM: "modelctl: terminated"}
 FIRST_S = 0.15
 MOST_S = 300.0
 BIG_BYTES = 24 << 20
@@ -30,7 +31,7 @@ BIG_BYTES = 24 << 20
 FAST = {
     "quantize": "quantize m.onnx -o out.onnx --data samples.npz --allow-regression",
     "prune": "prune m.onnx -o out.onnx --sparsity 0.5 --data samples.npz",
-    "eval": "eval m.onnx --data samples.npz",
+    "eval": "eval m.onnx --data samples.npz --plot drawn.svg",
     "encrypt": "encrypt big.onnx -o out.sealed --key-file aes.key",
     "decrypt": "decrypt big.sealed -o opened/big.onnx --key-file aes.key",
     "push-sqlite": "push big.onnx sqlite:///new.db/big:1",
@@ -41,6 +42,7 @@ FAST = {
     "run": "run pipe.toml",
 }
 SLOW = {
+    "optimize": "optimize m.onnx -o out.onnx --data samples.npz --allow-regression",
     "export": "export net:build -o out.onnx --input x:float32[batch,1,8,8]",
     "distill": "distill m.onnx -o out.onnx --data samples.npz --student-size 800 --epochs 3 --allow-regression",
     "train": "train m.onnx -o out.onnx --data samples.npz --epochs 3",
@@ -106,19 +108,21 @@ def sweep(line: str, kit: Path, folder: Path, step: float) -> None:
     chance = random.Random(line)
     moment = FIRST_S
     stopped = True
+    number = chance.choice(list(WORDS))
     while stopped:
         assert moment < MOST_S
+        number = next(one for one in WORDS if one != number)  # in turns
         shutil.copytree(kit, folder, copy_function=shutil.copy2)
         before = listed(folder)
-        told = f"{line}, stopped after {moment:.2f} s"
-        stopped = stop_after(moment, line.replace("{folder}", str(folder)), folder, told)
+        told = f"{line}, {number.name} after {moment:.2f} s"
+        stopped = stop_after(moment, number, line.replace("{folder}", str(folder)), folder, told)
         check(folder, before, stopped, told)
         shutil.rmtree(folder)
         moment *= step * chance.uniform(0.9, 1.1)
 
 
-def stop_after(moment: float, line: str, folder: Path, told: str) -> bool:
-    """Run a command line in `folder` and press Ctrl-C after `moment` seconds; whether it was stopped by that."""
+def stop_after(moment: float, number: signal.Signals, line: str, folder: Path, told: str) -> bool:
+    """Run a command line in `folder` and send it a signal after `moment` seconds; whether it was stopped by that."""
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *line.split()],
         cwd=folder,
@@ -132,17 +136,17 @@ def stop_after(moment: float, line: str, folder: Path, told: str) -> bool:
             assert process.stderr.readline() == "alive\n"
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(moment)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             out, err = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert process.returncode in (0, 130), f"{told}: {process.returncode} {err}"
+    assert process.returncode in (0, 128 + number), f"{told}: {process.returncode} {err}"
     assert "Traceback" not in err, f"{told}: {err}"
-    if process.returncode == 130:
+    if process.returncode:
         assert out == "", told
-        assert err.splitlines()[-1] == "modelctl: interrupted", f"{told}: {err}"
+        assert err.splitlines()[-1] == WORDS[number], f"{told}: {err}"
         assert all(one.startswith("modelctl: ") for one in err.splitlines()), f"{told}: {err}"
-    return process.returncode == 130
+    return process.returncode != 0
 
 
 def listed(folder: Path) -> set[Path]:
