@@ -23,11 +23,12 @@ from modelctl.artifact import Artifact
 from modelctl.data import open_data
 from modelctl.errors import CheckFailed, ModelctlError, UsageError, missing_extra
 from modelctl.manifest import TensorSpec
-from modelctl.options import InitOptions, KeygenOptions, KeyType, Options, PullOptions, VerifyOptions
+from modelctl.options import DecryptOptions, InitOptions, KeygenOptions, KeyType, Options, PullOptions, VerifyOptions
 from modelctl.pipeline import execution
 from modelctl.progress import Progress, silent
 from modelctl.report import Report
-from modelctl.steps.init import write_project
+from modelctl.steps.decrypt import decrypt
+from modelctl.steps.init import refuse_occupied, write_project
 from modelctl.steps.keygen import keygen
 from modelctl.steps.pull import pull
 from modelctl.steps.verify import verify
@@ -61,12 +62,13 @@ def demo(folder: Path, options: Options, progress: Progress = silent) -> Report:
         report = execution.run(Path("modelctl.toml"), options, progress)
         ref = f"sqlite:///build/models.db/{name}:1.0"
         pulled = pull(ref, Path("build/pulled"), PullOptions(), progress)
+        opened = decrypt(pulled, pulled.path.parent, DecryptOptions(identities=("keys/release.pem",)), progress)
         checked = verify(pulled.path, VerifyOptions(roots=(Path("weights.pt"),)), progress)
         with _served(ref, progress) as url:
             answer = _asked(url, Path("digits.npz"))
     if not answer.model.endswith(f"@sha256:{pulled.digest}"):
         raise CheckFailed(f"{ref}: {answer.model} answered, and {pulled.digest} was signed and sealed")
-    rows = [*report.facts["steps"], *_rows(pulled, checked, answer, ref)]
+    rows = [*report.facts["steps"], *_rows(pulled, opened, checked, answer, ref)]
     facts = {
         "folder": str(folder),
         "seconds": round(time.monotonic() - started, 1),
@@ -79,10 +81,11 @@ def demo(folder: Path, options: Options, progress: Progress = silent) -> Report:
 def _project(folder: Path, progress: Progress) -> str:
     """A new project with the demo's step more, or the one that an earlier demo left; its name."""
     if not (folder / "modelctl.toml").is_file():
-        progress.note(f"writing the project {folder}")
+        refuse_occupied(folder, "demo")
         write_project(folder, InitOptions(), more_steps="demo.toml")
+        progress.note(f"wrote the project {folder}")
     elif not (folder / "digits.npz").is_file():
-        raise UsageError(f"{folder}: holds another project", "modelctl demo another-folder")
+        raise UsageError(f"{folder}: holds another project", "modelctl demo another-name")
     return folder.resolve().name
 
 
@@ -137,11 +140,14 @@ def _asked(url: str, data: Path) -> Answer:
     return Answer(int(scores.argmax()), int(samples.labels[0]), told["model"])
 
 
-def _rows(pulled: Artifact, checked: Report, answer: Answer, ref: str) -> list[execution.Row]:
+def _rows(pulled: Artifact, opened: Artifact, checked: Report, answer: Answer, ref: str) -> list[execution.Row]:
     """What the demo did beyond the pipeline, as further rows of its table."""
-    kept = {"size_bytes": pulled.size_bytes, "digest": pulled.digest}
+    arrived = (("pull", "pulled", pulled), ("decrypt", "opened", opened))
     return [
-        {"step": "pull", "file": str(pulled.path), "state": "pulled"} | kept,
+        *(
+            {"step": step, "file": str(one.path), "state": did, "size_bytes": one.size_bytes, "digest": one.digest}
+            for step, did, one in arrived
+        ),
         {"step": "verify", "file": str(pulled.path), "state": "checked", "facts": checked.facts},
         {"step": "serve", "file": ref, "state": "asked", "digest": answer.model.partition(":")[2]},
     ]

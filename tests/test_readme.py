@@ -72,6 +72,9 @@ def test_the_demo_leaves_a_folder_that_run_finds_current(tmp_path: Path) -> None
     demo = subprocess.run([*modelctl, "demo"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert demo.returncode == 0, demo.stderr
     assert "asked over HTTP what a handwritten" in demo.stdout
+    shown = {line.split()[0] for line in demo.stdout.splitlines() if line}
+    made = {"export", "prune", "quantize", "distill", "eval", "sign", "encrypt", "push", "pull", "decrypt", "verify"}
+    assert made | {"serve"} <= shown
     folder = tmp_path / "modelctl-demo"
     plan = subprocess.run(
         [*modelctl, "run", "--dry-run"], cwd=folder, capture_output=True, text=True, check=True

@@ -40,11 +40,16 @@ def init(folder: Path, options: InitOptions, progress: Progress = silent) -> Rep
     return Report(subject=str(folder), facts={"folder": str(folder), "files": written})
 
 
+def refuse_occupied(folder: Path, command: str = "init") -> None:
+    """UsageError where something stands that is no empty folder; the hint is for who typed `command`."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder}: stands already, and is not empty", f"modelctl {command} another-name")
+
+
 def write_project(folder: Path, options: InitOptions, more_steps: str | None = None) -> None:
     """What `init` writes, and in the pipeline the steps of the template `more_steps` too; errors as `init` raises."""
     place = folder.resolve()
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise UsageError(f"{folder}: stands already, and is not empty", "modelctl init another-name")
+    refuse_occupied(folder)
     refuse_no_folder(folder)
     words = _words(place.name, options)
     # An empty folder that stands may be where the user is: it is filled, not replaced.
