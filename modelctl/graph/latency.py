@@ -20,6 +20,7 @@ import numpy as np
 
 from modelctl.errors import DataError
 from modelctl.graph.session import Session, Tensors
+from modelctl.graph.signature import readings
 from modelctl.manifest import TensorSpec
 
 SLOWER_BELOW = 0.97  # a model timed against itself loses in most runs by less
@@ -166,17 +167,21 @@ def random_feeds(inputs: Sequence[TensorSpec], batch: int, seed: int, length: in
 
 
 def runnable_feeds(model: Session, batch: int, seed: int) -> dict[str, Any]:
-    """`random_feeds` of the first of `FREE_LENGTHS` that the model runs; its first DataError if it runs none."""
+    """`random_feeds` of the first of the inputs' `readings` and of `FREE_LENGTHS` that the model runs.
+
+    Its first DataError if it runs none.
+    """
     refusals = []
-    lengths = FREE_LENGTHS if any(isinstance(size, str) for spec in model.inputs for size in spec.shape[1:]) else (1,)
-    for length in lengths:
-        feeds = random_feeds(model.inputs, batch, seed, length)
-        try:
-            model.run(feeds)
-        except DataError as error:
-            refusals.append(error)
-        else:
-            return feeds
+    for inputs in readings(model.inputs):
+        free = any(isinstance(size, str) for spec in inputs for size in spec.shape[1:])
+        for length in FREE_LENGTHS if free else FREE_LENGTHS[:1]:
+            feeds = random_feeds(inputs, batch, seed, length)
+            try:
+                model.run(feeds)
+            except DataError as error:
+                refusals.append(error)
+            else:
+                return feeds
     raise refusals[0]
 
 

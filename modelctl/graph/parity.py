@@ -18,11 +18,11 @@ import numpy as np
 from modelctl.data.samples import Samples
 from modelctl.errors import CheckFailed, DataError, UnsupportedError
 from modelctl.graph.closeness import Answered, Array, Arrays, Differs, Judge, Tolerance, step_of
-from modelctl.graph.signature import DTYPES, batch_dimension, free_dimensions
+from modelctl.graph.signature import DTYPES, batch_dimension, free_dimensions, readings
 from modelctl.manifest import TensorSpec
 from modelctl.progress import Progress, silent
 
-__all__ = ["Function", "Tolerance", "check", "draw", "find_sizes"]
+__all__ = ["Function", "Tolerance", "check", "draw", "find_inputs", "find_sizes"]
 
 Function = Callable[[Arrays], Mapping[str, Array]]
 
@@ -88,6 +88,23 @@ def find_sizes(
             refusal = refusal or error
         else:
             return sizes
+    assert refusal is not None
+    raise refusal
+
+
+def find_inputs(
+    reference: Function,
+    inputs: Sequence[TensorSpec],
+    seed: int = 0,
+    ranges: Mapping[str, tuple[int, int]] | None = None,
+) -> tuple[tuple[TensorSpec, ...], dict[str, int]]:
+    """The first of `signature.readings` at which `reference` runs, and its `find_sizes`; DataError as there."""
+    refusal: DataError | None = None
+    for read in readings(inputs):
+        try:
+            return read, find_sizes(reference, read, seed, ranges)
+        except DataError as error:
+            refusal = refusal or error
     assert refusal is not None
     raise refusal
 

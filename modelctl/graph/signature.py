@@ -5,7 +5,7 @@ dimensions of the same name have the same size. A scalar is `name:dtype[]`.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from modelctl.errors import CheckFailed, UsageError
 from modelctl.manifest import TensorSpec
@@ -17,6 +17,7 @@ DTYPES = (
 )
 LIMIT_SIZE = 2**31 - 1
 
+_UNNAMED = re.compile(r"dim\d+")  # see `session`
 _SPELLED = re.compile(r"(?P<name>[^:\[\]]+):\s*(?P<dtype>\w+)\s*\[(?P<shape>[^\[\]]*)\]")
 
 
@@ -59,6 +60,31 @@ def free_dimensions(specs: Iterable[TensorSpec]) -> tuple[str, ...]:
 def batch_dimension(specs: Iterable[TensorSpec]) -> str | None:
     """The free dimension along which samples lie: the first axis of the first input that has it free; None if none."""
     return next((spec.shape[0] for spec in specs if spec.shape and isinstance(spec.shape[0], str)), None)
+
+
+def readings(specs: Sequence[TensorSpec]) -> Iterator[tuple[TensorSpec, ...]]:
+    """Inputs as they may be meant whose free dimensions have no names, so that onnxruntime's session counts them.
+
+    First each such dimension beyond the first axis is one by itself, by the name `<input>_<axis>`. Then one after the
+    other is as long as the batch, as a recurrent state [layers, batch, width] is beside samples [batch, length].
+    """
+    apart = tuple(
+        _shaped(spec, [_own_name(spec, axis, size) for axis, size in enumerate(spec.shape)]) for spec in specs
+    )
+    yield apart
+    batch = batch_dimension(apart)
+    unnamed = set(free_dimensions(apart)) - set(free_dimensions(specs))
+    for tied in free_dimensions(apart):
+        if batch is not None and tied in unnamed:
+            yield tuple(_shaped(spec, [batch if size == tied else size for size in spec.shape]) for spec in apart)
+
+
+def _shaped(spec: TensorSpec, sizes: Iterable[int | str]) -> TensorSpec:
+    return TensorSpec(name=spec.name, dtype=spec.dtype, shape=tuple(sizes))
+
+
+def _own_name(spec: TensorSpec, axis: int, size: int | str) -> int | str:
+    return f"{spec.name}_{axis}" if axis and isinstance(size, str) and _UNNAMED.fullmatch(size) else size
 
 
 def spelled(spec: TensorSpec) -> str:

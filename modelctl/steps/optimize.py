@@ -83,7 +83,8 @@ class _Proof:
 
     def __post_init__(self) -> None:
         self.ranges = integer_ranges(self.graph)
-        self.sizes = parity.find_sizes(self.session.run, self.session.inputs, self.options.seed, self.ranges)
+        run, seed = self.session.run, self.options.seed
+        self.inputs, self.sizes = parity.find_inputs(run, self.session.inputs, seed, self.ranges)
 
     def check(self, made: onnx.ModelProto, rtol: float) -> None:
         """CheckFailed unless `made` answers as the model does; ArtifactError or UnsupportedError if it can't be run."""
@@ -98,7 +99,7 @@ class _Proof:
         self.last = parity.check(
             self.session.run,
             Session(candidate, threads).run,
-            self.session.inputs,
+            self.inputs,
             self.sizes,
             tolerance,
             name=self.name,

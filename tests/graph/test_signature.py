@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelctl.errors import CheckFailed, UsageError
-from modelctl.graph.signature import DTYPES, agree, batch_dimension, free_dimensions, parse_input, parse_inputs, spelled
+from modelctl.graph.signature import (
+    DTYPES,
+    agree,
+    batch_dimension,
+    free_dimensions,
+    parse_input,
+    parse_inputs,
+    readings,
+    spelled,
+)
 from modelctl.manifest import TensorSpec
 
 sizes = st.one_of(st.integers(1, 2**31 - 1), st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True))
@@ -62,3 +71,19 @@ def test_what_is_asked_for_must_be_so() -> None:
     for other in ("z:float32[n,4]", "x:int64[n,4]", "x:float32[n]", "x:float32[n,5]", "x:float32[3,4]"):
         with pytest.raises(UsageError):
             agree(found, parse_inputs((other,)), "m")
+
+
+def test_unnamed_dimensions_are_apart_first_and_then_one_by_one_as_long_as_the_batch() -> None:
+    specs = (
+        TensorSpec(name="x", dtype="float32", shape=("dim0", "dim1")),
+        TensorSpec(name="state", dtype="float32", shape=(2, "dim1", 8)),
+        TensorSpec(name="past", dtype="float32", shape=("dim0", "seen")),
+    )
+    found = [tuple(one.shape for one in read) for read in readings(specs)]
+    assert found == [
+        (("dim0", "x_1"), (2, "state_1", 8), ("dim0", "seen")),
+        (("dim0", "dim0"), (2, "state_1", 8), ("dim0", "seen")),
+        (("dim0", "x_1"), (2, "dim0", 8), ("dim0", "seen")),
+    ]
+    assert list(readings(specs[2:])) == [specs[2:]]
+    assert list(readings(())) == [()]

@@ -80,6 +80,30 @@ def test_weights_that_an_old_exporter_wrote_as_inputs_are_weights(tmp_path: Path
     assert [one.name for one in onnx.load(made.path).graph.input] == ["x"]
 
 
+def test_a_state_beside_samples_is_as_long_as_the_batch_though_nothing_is_named(tmp_path: Path) -> None:
+    value, make = helper.make_tensor_value_info, helper.make_node
+    nodes = [
+        make("ReduceSum", ["x", "last"], ["sums"], keepdims=0),
+        make("Mul", ["sums", "one"], ["kept"]),
+        make("Add", ["state", "kept"], ["next"]),  # [2, batch] and [batch]: of no other length than one
+        make("Reshape", ["next", "same"], ["logits"]),
+    ]
+    held = {"last": np.array([1]), "one": np.float32(1), "same": np.array([2, -1])}
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [value("x", 1, [None, None]), value("state", 1, [2, None])],
+        [value("logits", 1, [2, None])],
+        [numpy_helper.from_array(np.asarray(one), name) for name, one in held.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    made = optimize(saved(model, tmp_path), tmp_path / "o.onnx", asked())
+    facts = made.manifest.metrics
+    assert facts["parity"]["batches"] == [1, 3, 8]
+    assert list(facts["parity"]["sizes"]) == ["x_1"]
+    assert facts["latency"]["p50_ms"] > 0
+
+
 @pytest.mark.parametrize(
     ("name", "old", "fused"),
     [
