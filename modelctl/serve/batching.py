@@ -72,7 +72,10 @@ class Job:
     def settle(self, outcome: Outcome) -> None:
         """Give the answer to who asked, unless there is one already."""
         if not self.over:
-            self.cancel()
+            self.over = True
+            self.tally.in_flight -= 1
+            if self.timer is not None:
+                self.timer.cancel()
             self.done(outcome)
 
     def cancel(self) -> None:

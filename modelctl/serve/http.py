@@ -92,21 +92,14 @@ class App:
 
     def handle(self, request: Request) -> None:
         """Answer a request whose body is read, now or when its model has."""
-        self._attempt(request, self._handled, request)
-
-    def _attempt(self, request: Request, work: Callable[..., Answer | None], *given: object) -> None:
-        """Reply with what `work` makes of what is given; with an error, when it fails."""
         try:
-            answer = work(*given)
+            route = self._routed(request.head)
+            request.model = route.model
+            answer = route.handler(request)
         except Exception as error:  # noqa: BLE001 - a bug is told on stderr, and the server goes on
             answer = self._failure(request, error)
         if answer is not None:
-            request.reply(answer)
-
-    def _handled(self, request: Request) -> Answer | None:
-        route = self._routed(request.head)
-        request.model = route.model
-        return route.handler(request)
+            request.send(request, answer)
 
     def refuse(self, request: Request, refused: Refused) -> None:
         """Answer a request that goes no further."""
@@ -154,10 +147,13 @@ class App:
 
     def _computed(self, request: Request, write: Callable[[Outputs], Answer], outcome: Outcome) -> None:
         request.job = None
-        if isinstance(outcome, Exception):
-            request.reply(self._failure(request, outcome))
-        else:
-            self._attempt(request, write, outcome)
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            answer = write(outcome)
+        except Exception as error:  # noqa: BLE001 - as in `handle`
+            answer = self._failure(request, error)
+        request.send(request, answer)
 
     def metrics(self) -> bytes:
         """The text of `/metrics`."""

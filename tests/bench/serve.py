@@ -5,10 +5,12 @@
 Needs wrk (apt-get install wrk). `--peers` installs FastAPI into an environment of its own and measures it too: the same
 request, declared with pydantic, the same onnxruntime session, uvicorn with uvloop and httptools, one worker. All
 contenders take turns, and the median of the rounds is shown, beside what raw onnxruntime does in one process. Client
-and server share the machine, so the figures compare; they are no absolute measure.
+and server share the machine, so the figures compare; they are no absolute measure. CPU time of the server's process for
+a request is what stays comparable where others use the machine, too.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -21,7 +23,6 @@ import tempfile
 import time
 import venv
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,26 @@ async def infer(asked: Asked):
     x = np.array(asked.inputs[0].data, dtype=np.float32).reshape(asked.inputs[0].shape)
     (y,) = session.run(["y"], {"x": x})
     return {"outputs": [{"name": "y", "datatype": "FP32", "shape": list(y.shape), "data": y.ravel().tolist()}]}
+"""
+
+# Every request another picture, of another length.
+VARIOUS = """
+local bodies = {}
+init = function()
+  math.randomseed(7)
+  for i = 1, 500 do
+    local x = {}
+    for j = 1, 784 do x[j] = string.format("%." .. math.random(1, 7) .. "f", math.random()) end
+    local head = '{"inputs":[{"name":"x","shape":[1,784],"datatype":"FP32","data":['
+    local headers = {["Content-Type"] = "application/json"}
+    bodies[i] = wrk.format("POST", nil, headers, head .. table.concat(x, ",") .. "]}]}")
+  end
+end
+local at = 0
+request = function()
+  at = at % 500 + 1
+  return bodies[at]
+end
 """
 
 
@@ -91,11 +112,15 @@ def write_scripts(folder: Path) -> None:
         if header is not None:
             lines.append(f'wrk.headers["Inference-Header-Content-Length"] = "{header}"')
         (folder / f"{name}.lua").write_text("\n".join(lines))
+    (folder / "various.lua").write_text(VARIOUS)
 
 
-@contextmanager
-def process(command: list[str], folder: Path, port: int) -> Iterator[None]:
-    """A server that listens on `port` within the block."""
+Found = tuple[float, str, float]  # requests a second, 99th percentile of latency, CPU time a request in µs
+
+
+@contextlib.contextmanager
+def process(command: list[str], folder: Path, port: int) -> Iterator[int]:
+    """A server that listens on `port` within the block; its process id."""
     server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
     try:
         for _ in range(200):
@@ -103,7 +128,7 @@ def process(command: list[str], folder: Path, port: int) -> Iterator[None]:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.1)
-        yield
+        yield server.pid
     finally:
         server.terminate()
         server.wait(20)
@@ -115,29 +140,39 @@ def free_port() -> int:
         return port
 
 
-def wrk(url: str, script: Path, seconds: float) -> tuple[float, str]:
-    """Requests a second and the 99th percentile of latency."""
+def cpu_s(pid: int) -> float:
+    """CPU time of a process and those it started, in seconds (proc(5), stat)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return own + sum(cpu_s(int(child)) for child in children)
+
+
+def wrk(url: str, script: Path, seconds: float, pid: int) -> Found:
+    """What wrk finds at a URL that the process `pid` serves."""
+    before = cpu_s(pid)
     command = ["wrk", "-t1", "-c32", f"-d{seconds:g}s", "--latency", "-s", str(script), url]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in text:
         raise SystemExit(f"{url} answers with errors:\n{text}")
     rate, tail = re.search(r"Requests/sec:\s+([\d.]+)", text), re.search(r"99%\s+(\S+)", text)
-    assert rate and tail
-    return float(rate[1]), tail[1]
+    count = re.search(r"(\d+) requests in", text)
+    assert rate and tail and count
+    return float(rate[1]), tail[1], (cpu_s(pid) - before) / int(count[1]) * 1e6
 
 
-def raw(path: Path, seconds: float) -> tuple[float, str]:
+def raw(path: Path, seconds: float) -> Found:
     """Calls a second of onnxruntime in this process, one thread."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(path, options)
     x = np.random.default_rng(1).random((1, 784), dtype=np.float32)
-    calls, began = 0, time.perf_counter()
+    calls, began, before = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - began < seconds:
         for _ in range(1000):
             session.run(["y"], {"x": x})
         calls += 1000
-    return calls / (time.perf_counter() - began), "-"
+    return calls / (time.perf_counter() - began), "-", (time.process_time() - before) / calls * 1e6
 
 
 def peer_python() -> Path:
@@ -167,34 +202,37 @@ def main() -> None:
         ours, theirs = free_port(), free_port()
         command = [sys.executable, "-m", "modelctl", "serve", "mlp.onnx", "--port", str(ours)]
         infer = f"http://127.0.0.1:{ours}/v2/models/mlp/infer"
-        contenders: dict[str, Callable[[], tuple[float, str]]] = {
-            "raw onnxruntime, in process": lambda: raw(folder / "mlp.onnx", asked.seconds / 2),
-            "modelctl, binary": lambda: wrk(infer, folder / "binary.lua", asked.seconds),
-            "modelctl, JSON": lambda: wrk(infer, folder / "json.lua", asked.seconds),
-        }
-        peer = [sys.executable, "-c", ""]
-        if asked.peers:
-            (folder / "peer.py").write_text(PEER)
-            peer = [str(peer_python()), "-m", "uvicorn", "peer:app", "--port", str(theirs), "--no-access-log"]
-            peer += ["--log-level", "warning"]
-            url = f"http://127.0.0.1:{theirs}/infer"
-            contenders["FastAPI + pydantic, JSON"] = lambda: wrk(url, folder / "json.lua", asked.seconds)
-        with process(command, folder, ours), process(peer, folder, theirs if asked.peers else ours):
+        with contextlib.ExitStack() as servers:
+            mine = servers.enter_context(process(command, folder, ours))
+            contenders: dict[str, Callable[[], Found]] = {
+                "raw onnxruntime, in process": lambda: raw(folder / "mlp.onnx", asked.seconds / 2),
+                "modelctl, binary": lambda: wrk(infer, folder / "binary.lua", asked.seconds, mine),
+                "modelctl, JSON": lambda: wrk(infer, folder / "json.lua", asked.seconds, mine),
+                "modelctl, JSON of many kinds": lambda: wrk(infer, folder / "various.lua", asked.seconds, mine),
+            }
+            if asked.peers:
+                (folder / "peer.py").write_text(PEER)
+                peer = [str(peer_python()), "-m", "uvicorn", "peer:app", "--port", str(theirs), "--no-access-log"]
+                other = servers.enter_context(process([*peer, "--log-level", "warning"], folder, theirs))
+                url = f"http://127.0.0.1:{theirs}/infer"
+                contenders["FastAPI + pydantic, JSON"] = lambda: wrk(url, folder / "json.lua", asked.seconds, other)
             table(contenders, asked.rounds)
 
 
-def table(contenders: dict[str, Callable[[], tuple[float, str]]], rounds: int) -> None:
+def table(contenders: dict[str, Callable[[], Found]], rounds: int) -> None:
     """Let the contenders take turns, and print the median of each."""
-    found: dict[str, list[tuple[float, str]]] = {name: [] for name in contenders}
+    found: dict[str, list[Found]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, measure in contenders.items():
             found[name].append(measure())
-    base = statistics.median(rate for rate, _ in found["raw onnxruntime, in process"])
+    base = statistics.median(rate for rate, *_ in found["raw onnxruntime, in process"])
     print(f"load before and beside: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    print(f"{'':30}{'requests/s':>12}{'of raw':>9}{'p99':>10}")
+    print(f"{'':30}{'requests/s':>12}{'of raw':>9}{'p99':>10}{'CPU µs':>9}")
     for name, rates in found.items():
-        rate = statistics.median(one for one, _ in rates)
-        print(f"{name:30}{rate:12.0f}{rate / base:9.3f}{sorted(tail for _, tail in rates)[len(rates) // 2]:>10}")
+        rate = statistics.median(one for one, *_ in rates)
+        tail = sorted(tail for _, tail, _ in rates)[len(rates) // 2]
+        cost = statistics.median(cost for *_, cost in rates)
+        print(f"{name:30}{rate:12.0f}{rate / base:9.3f}{tail:>10}{cost:9.1f}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,228 @@
+"""What was understood of a request once need not be understood again.
+
+A client asks the same question with other numbers: around the numbers, its requests are the same, byte for byte. So
+what `openinference.read` made of those bytes is remembered, and of the next such request only the numbers are read: raw
+ones where they lie, JSON's by simdjson into a buffer. Whatever is not exactly like a request that was read before, or
+not plainly right, is not found here and goes the long way, which has the words for what is wrong.
+
+The same holds for answers: around the numbers, they differ by nothing but the shapes of outputs.
+"""
+
+import math
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+import simdjson
+
+from modelctl.serve.http import Answer
+from modelctl.serve.models import Model
+from modelctl.serve.tensors import DATATYPES, Array, Datatype, datatype_of
+
+HEADER_LENGTH = b"inference-header-content-length"
+BINARY = b"application/octet-stream"
+KEY_BYTES = 2048  # longer surroundings are not remembered
+REMEMBERED = 128  # plans a model, answers a plan
+ONE_THREAD = 4096
+MARK = "modelctl: the numbers"
+
+_parser: Any = simdjson.Parser()
+_TYPES = {"FP64": "d", "FP32": "d", "FP16": "d", "INT64": "i"}  # what simdjson's numbers become
+_SQUARES = {word: float(np.finfo(DATATYPES[word].dtype).max) ** 2 for word in ("FP32", "FP16")}
+_ELEMENTS = {"d": np.dtype("float64"), "i": np.dtype("int64")}
+
+
+@dataclass(slots=True)
+class Asked:
+    """What an inference request says, and what answers to such requests look like by their outputs' shapes."""
+
+    id: str | None
+    feeds: dict[str, Array]
+    outputs: dict[str, bool]  # the outputs wanted, in order: whether as binary data
+    looks: "dict[object, _Look]" = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """An answer around its numbers."""
+
+    parts: list[bytes]  # one more than outputs in JSON; the head of a binary answer
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Raw:
+    """A request of raw tensors: where each lies in the body, behind the JSON."""
+
+    asked: Asked
+    size: int
+    places: list[tuple[str, np.dtype[Any], int, int, tuple[int, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    """A request of one tensor in JSON."""
+
+    asked: Asked
+    name: str
+    kind: Datatype
+    shape: tuple[int, ...]
+    count: int
+
+
+class Plans:
+    """The requests that a model was asked, by what surrounds their numbers."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._lengths: dict[bytes, int] = {}  # of a request's JSON, by the header that tells it
+        self._raw: dict[bytes, _Raw] = {}
+        self._numbers: dict[tuple[bytes, bytes], _Numbers] = {}
+
+    def recall(self, body: bytes, header_length: bytes | None) -> Asked | None:
+        """What a request says, if one like it was remembered and its numbers are plainly right."""
+        if header_length is None:
+            return self._recall_numbers(body)
+        plan = self._raw.get(body[: self._lengths.get(header_length, 0)])
+        if plan is None or plan.size != len(body):
+            return None
+        feeds = {}
+        for name, dtype, place, count, shape in plan.places:
+            if place % dtype.itemsize:  # kernels load whole words, which a copy is fit for
+                data = body[place : place + count * dtype.itemsize]
+                feeds[name] = np.frombuffer(data, dtype, count).reshape(shape)
+            else:
+                feeds[name] = np.frombuffer(body, dtype, count, place).reshape(shape)
+        return Asked(plan.asked.id, feeds, plan.asked.outputs, plan.asked.looks)
+
+    def remember(self, body: bytes, header_length: bytes | None, asked: Asked) -> None:
+        """Keep what was understood of a request that `openinference.read` has found right."""
+        if len(self._raw) + len(self._numbers) >= REMEMBERED:
+            self._raw.clear()
+            self._lengths.clear()
+            self._numbers.clear()
+        kinds = {name: _kind(self._model, name) for name in asked.feeds}
+        if header_length is None:
+            self._remember_numbers(body, asked, kinds)
+        elif int(header_length) <= KEY_BYTES:
+            self._remember_raw(body, header_length, asked, kinds)
+
+    def _recall_numbers(self, body: bytes) -> Asked | None:
+        cut = _cut(body)
+        if cut is None:
+            return None
+        before, numbers, behind = cut
+        plan = self._numbers.get((before, behind))
+        if plan is None:
+            return None
+        try:
+            letter = _TYPES[plan.kind.word]
+            found = np.frombuffer(_parser.parse(numbers).as_buffer(of_type=letter), _ELEMENTS[letter])
+        except (ValueError, TypeError, RuntimeError):
+            return None
+        fitted = _fitted(found, plan.kind) if len(found) == plan.count else None
+        if fitted is None:
+            return None
+        return Asked(plan.asked.id, {plan.name: fitted.reshape(plan.shape)}, plan.asked.outputs, plan.asked.looks)
+
+    def _remember_numbers(self, body: bytes, asked: Asked, kinds: dict[str, Datatype]) -> None:
+        cut = _cut(body)
+        if cut is None or len(asked.feeds) != 1:
+            return
+        ((name, kind),) = kinds.items()
+        before, _, behind = cut
+        try:
+            document = orjson.loads(b'%b"%b"%b' % (before, MARK.encode(), behind))
+        except orjson.JSONDecodeError:
+            return  # the list that was cut out was none by itself
+        (given,) = document["inputs"]
+        if given.get("data") == MARK and kind.word in _TYPES and max(len(before), len(behind)) <= KEY_BYTES:
+            shape = asked.feeds[name].shape
+            plain = Asked(asked.id, {}, asked.outputs, asked.looks)
+            self._numbers[before, behind] = _Numbers(plain, name, kind, shape, math.prod(shape))
+
+    def _remember_raw(self, body: bytes, header: bytes, asked: Asked, kinds: dict[str, Datatype]) -> None:
+        head = body[: int(header)]
+        if any(kind.word in ("BYTES", "BOOL") for kind in kinds.values()):
+            return  # of these the very bytes have to be looked at
+        if any("data" in one for one in orjson.loads(head)["inputs"]):
+            return
+        places = []
+        place = len(head)
+        for name, array in asked.feeds.items():
+            places.append((name, array.dtype, place, array.size, array.shape))
+            place += array.nbytes
+        plain = Asked(asked.id, {}, asked.outputs, asked.looks)
+        self._lengths[header] = len(head)
+        self._raw[head] = _Raw(plain, len(body), places)
+
+
+def _kind(model: Model, name: str) -> Datatype:
+    kind = datatype_of(model.inputs[name].dtype)
+    assert kind is not None  # a model with another dtype is not taken in
+    return kind
+
+
+def _cut(body: bytes) -> tuple[bytes, bytes, bytes] | None:
+    """A body before the first list that is called data, that list, and what comes behind it."""
+    begins = body.find(b"[", body.find(b'"data"', 0, KEY_BYTES) + 6, KEY_BYTES)
+    ends = body.find(b"]", begins) + 1
+    if begins < 6 or not ends:
+        return None
+    return body[:begins], body[begins:ends], body[ends:]
+
+
+def _fitted(found: Array, kind: Datatype) -> Array | None:
+    """Numbers in their own datatype; None when one may be out of its range."""
+    if found.dtype == kind.dtype:
+        return found
+    # A sum of squares below the square of the largest number: none of them is larger.
+    if not _squares(found) < _SQUARES[kind.word]:
+        return None
+    return found.astype(kind.dtype)
+
+
+def _squares(found: Array) -> float:
+    """The sum of squares, or what is above it; BLAS would wake its threads for a long one."""
+    if len(found) <= ONE_THREAD:
+        return float(found.dot(found))
+    return float(max(found.max(), -found.min())) ** 2
+
+
+def recall_answer(asked: Asked, outputs: dict[str, Array]) -> Answer | None:
+    """The answer with these outputs, if what surrounds their numbers was remembered."""
+    look = asked.looks.get(_shapes(outputs))
+    if look is None:
+        return None
+    if look.headers:
+        blobs = [outputs[name].tobytes() for name in asked.outputs]
+        return Answer(b"".join([look.parts[0], *blobs]), BINARY, 200, look.headers)
+    pieces = [look.parts[0]]
+    for name, part in zip(asked.outputs, look.parts[1:], strict=True):
+        pieces += (orjson.dumps(outputs[name].reshape(-1), option=orjson.OPT_SERIALIZE_NUMPY), part)
+    return Answer(b"".join(pieces))
+
+
+def remember_answer(asked: Asked, outputs: dict[str, Array], model: Model, answer: Answer) -> None:
+    """Keep what surrounds the numbers of an answer."""
+    words = {model.outputs[name].dtype for name in asked.outputs}
+    binary = set(asked.outputs.values())
+    if words & {"string", "bfloat16"} or len(binary) != 1 or len(asked.looks) >= REMEMBERED:
+        return
+    if binary == {True}:
+        if sys.byteorder == "little":
+            ((_, length),) = answer.headers
+            asked.looks[_shapes(outputs)] = _Look([answer.body[: int(length)]], answer.headers)
+        return
+    document = orjson.loads(answer.body)
+    for one in document["outputs"]:
+        one["data"] = MARK
+    parts = orjson.dumps(document).split(b'"%b"' % MARK.encode())
+    if len(parts) == len(asked.outputs) + 1:
+        asked.looks[_shapes(outputs)] = _Look(parts)
+
+
+def _shapes(outputs: dict[str, Array]) -> object:
+    return tuple([one.shape for one in outputs.values()])
