@@ -185,9 +185,9 @@ def _fitted(found: Array, kind: Datatype) -> Array | None:
 
 
 def _squares(found: Array) -> float:
-    """The sum of squares, or what is above it; BLAS would wake its threads for a long one."""
+    """The sum of squares, or what is no less than the largest of them; BLAS would wake its threads for a long sum."""
     if len(found) <= ONE_THREAD:
-        return float(found.dot(found))
+        return float(np.vdot(found, found))  # `dot` would warn of an overflow
     return float(max(found.max(), -found.min())) ** 2
 
 
