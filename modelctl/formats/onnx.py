@@ -6,13 +6,15 @@ aligned, as the external data of the ONNX specification (docs/ExternalData.md).
 
 import math
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 
 import msgspec
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 from onnx import numpy_helper
 from onnx.external_data_helper import uses_external_data
 
@@ -26,7 +28,9 @@ from modelctl.manifest import FileEntry, Manifest
 
 INLINE_LIMIT_BYTES = 3 << 29  # protobuf stops at 2 GiB
 DATA_SUFFIX = ".data"
+BEFORE_SUFFIX = ".before"  # of a file in memory that holds the weights of the model that another one was made of
 ALIGNMENT_BYTES = 4096
+Place = tuple[str, int, int]  # the name of the file in which data lie, where they begin, how many bytes they are
 Numbers = Mapping[str, Callable[[], memoryview]]  # what initializers hold, by name, asked for when it is needed
 _IN_WHOLE_BYTES = frozenset(
     {
@@ -206,27 +210,66 @@ def keep_packed(model: onnx.ModelProto, payload: Payload) -> None:
         packing.pack(model)
 
 
-def save(model: onnx.ModelProto, path: Path, numbers: Numbers | None = None) -> None:
+def save(
+    model: onnx.ModelProto, path: Path, numbers: Numbers | None = None, files: Mapping[str, bytes] | None = None
+) -> None:
     """Write a model, the same bytes for the same model; weights go to `<file>.data` when all are above 1.5 GiB.
 
-    `numbers` tells of some initializers, by name, what they hold in place of what the model has: each is asked for as
-    it is written, and let go. Where weights go beside the file, the model is changed.
+    `numbers` tell of some initializers, by name, what they hold in place of what the model has: each is asked for as
+    it is written, and let go. What is left outside of the model (`outline`) is taken from `files`. Where weights go
+    beside the file, those in the model are moved out of it. UnsupportedError when all else is more than protobuf takes.
     """
-    numbers = numbers or {}
+    numbers = {**outside(model, files or {}), **(numbers or {})}
     late = {place: tensor for place, tensor in enumerate(model.graph.initializer) if tensor.name in numbers}
+    before = {place: list(tensor.external_data) for place, tensor in late.items()}
     for tensor in late.values():
-        tensor.raw_data = b""
+        _let_in(tensor)
     sizes = {place: _size_of(tensor) for place, tensor in late.items()}
-    if model.ByteSize() + sum(sizes.values()) > INLINE_LIMIT_BYTES:
-        _move_out(model, path, numbers)
-        sizes = {}
-    data = model.SerializeToString(deterministic=True)
+    try:
+        inside = sum(_inline_size(tensor) for tensor in model.graph.initializer if tensor.name not in numbers)
+        total = inside + sum(sizes.values())
+        if total > INLINE_LIMIT_BYTES or model.ByteSize() + sum(sizes.values()) > INLINE_LIMIT_BYTES:
+            _move_out(model, path, numbers)
+            sizes = {}
+        data = model.SerializeToString(deterministic=True)
+    except EncodeError as error:
+        raise UnsupportedError(f"{path}: holds more than 2 GiB beside its weights") from error
+    finally:
+        for place, entries in before.items():
+            _let_in(late[place], entries)
     if not sizes:
         path.write_bytes(data)
         return
     with path.open("wb") as file:
         for piece in wire.with_weights(data, sizes):
             file.write(numbers[late[piece].name]() if isinstance(piece, int) else piece)
+
+
+def outside(model: onnx.ModelProto, files: Mapping[str, bytes]) -> dict[str, Callable[[], memoryview]]:
+    """What the initializers hold that lie in these files and not in the model, by name."""
+    found = [tensor for tensor in model.graph.initializer if uses_external_data(tensor)]
+    return {tensor.name: partial(_same, _data_of(tensor, files)) for tensor in found}
+
+
+def _same(data: memoryview) -> memoryview:
+    return data
+
+
+def _let_in(tensor: onnx.TensorProto, entries: Sequence[onnx.StringStringEntryProto] = ()) -> None:
+    """Make a tensor one that has its data within, none as yet; or outside, where `entries` say."""
+    del tensor.external_data[:]
+    tensor.raw_data = b""
+    tensor.ClearField("data_location")
+    if entries:
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.extend(entries)
+
+
+def _inline_size(tensor: onnx.TensorProto) -> int:
+    if uses_external_data(tensor):
+        return 0
+    return _size_of(tensor) if tensor.data_type in _IN_WHOLE_BYTES else tensor.ByteSize()
 
 
 def _move_out(model: onnx.ModelProto, path: Path, numbers: Numbers) -> None:
@@ -239,18 +282,60 @@ def _move_out(model: onnx.ModelProto, path: Path, numbers: Numbers) -> None:
                     tensor.raw_data = bytes(data)
                 continue
             file.write(b"\0" * (-file.tell() % ALIGNMENT_BYTES))
-            place = {"location": beside.name, "offset": str(file.tell()), "length": str(data.nbytes)}
+            _lie(tensor, beside.name, file.tell(), data.nbytes)
             file.write(data)
-            tensor.ClearField("raw_data")
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            for key, value in place.items():
-                tensor.external_data.add(key=key, value=value)
+
+
+def _lie(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> None:
+    """Say of a tensor that its data lie outside."""
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
+        tensor.external_data.add(key=key, value=value)
+
+
+def bare(model: onnx.ModelProto, place: Callable[[onnx.TensorProto], Place | None]) -> onnx.ModelProto:
+    """A copy of what can be run, in which each initializer that `place` knows one for says that its data lie there."""
+    made = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    made.graph.name = model.graph.name
+    for field in ("node", "input", "output", "sparse_initializer"):
+        getattr(made.graph, field).extend(getattr(model.graph, field))
+    for tensor in model.graph.initializer:
+        lies = place(tensor)
+        if lies is None:
+            made.graph.initializer.append(tensor)
+        else:
+            _lie(made.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims), *lies)
+    return made
 
 
 def payload_of(model: onnx.ModelProto, like: Payload) -> Payload:
-    """A model in memory as a payload that was never on disk, with the manifest of another one; for trying it out."""
+    """A model in memory as a payload that was never on disk, with the manifest of another one; for trying it out.
+
+    What is left outside of the model (`outline`) lies in the files of `like`, and still does; what is in it goes into a
+    file beside it where it is more than 1.5 GiB.
+    """
     name = like.manifest.files[0].path
-    return Payload(like.manifest, {name: model.SerializeToString(deterministic=True)})
+    is_large = sum(map(_inline_size, model.graph.initializer)) > INLINE_LIMIT_BYTES
+    if not is_large and not any(map(uses_external_data, model.graph.initializer)):
+        return Payload(like.manifest, {name: model.SerializeToString(deterministic=True)})
+    beside, files = BytesIO(), {}
+
+    def place(tensor: onnx.TensorProto) -> Place | None:
+        if uses_external_data(tensor):
+            location, offset, _ = place_of(tensor)
+            known = name + BEFORE_SUFFIX if location == name else location
+            files[known] = like.files.get(location, b"")
+            return known, offset, _data_of(tensor, like.files, name).nbytes
+        if not is_large or not tensor.HasField("raw_data") or _size_of(tensor) < ALIGNMENT_BYTES:
+            return None
+        beside.write(b"\0" * (-beside.tell() % ALIGNMENT_BYTES))
+        return name + DATA_SUFFIX, beside.tell(), beside.write(tensor.raw_data)
+
+    made = bare(model, place)
+    if is_large:
+        files[name + DATA_SUFFIX] = beside.getvalue()
+    return Payload(like.manifest, {name: made.SerializeToString(deterministic=True)} | files)
 
 
 def written(path: Path) -> Payload:

@@ -1,9 +1,10 @@
 """Ranges of activations found in one pass, and what onnxruntime.quantization makes of them."""
 
+import itertools
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
 
 from modelctl.data.samples import Samples
 from modelctl.errors import DataError, UnsupportedError
-from modelctl.graph import histograms
+from modelctl.formats import onnx as onnx_format
+from modelctl.graph import calibration, histograms
 from modelctl.graph.calibration import Calibrator, activations, write_ranges
 from modelctl.graph.histograms import Histogram, Range
 from modelctl.graph.prepare import prepare
@@ -163,22 +165,116 @@ print(before, few, held("VmHWM"), len(made.histograms))
 """
 
 
-def test_memory_is_the_model_and_a_batch_however_many_samples(tmp_path: Path) -> None:
-    random, layers, width = np.random.default_rng(0), 24, 1024
+LAYERS, WIDTH = 24, 1024
+
+
+def _deep() -> onnx.ModelProto:
+    """24 layers of 4 MiB."""
+    random = np.random.default_rng(0)
     nodes, weights = [], {}
-    for place in range(layers):
+    for place in range(LAYERS):
         source = f"r{place - 1}" if place else "x"
-        weights[f"w{place}"] = (random.standard_normal((width, width)) / width**0.5).astype(np.float32)
+        weights[f"w{place}"] = (random.standard_normal((WIDTH, WIDTH)) / WIDTH**0.5).astype(np.float32)
         nodes.append(helper.make_node("MatMul", [source, f"w{place}"], [f"m{place}"], f"matmul{place}"))
-        last = "logits" if place == layers - 1 else f"r{place}"
+        last = "logits" if place == LAYERS - 1 else f"r{place}"
         nodes.append(helper.make_node("Relu", [f"m{place}"], [last], f"relu{place}"))
-    path = nets.save(nets.model_of(nodes, weights, ["n", width], ["n", width]), tmp_path / "net.onnx")
-    done: Any = subprocess.run([sys.executable, "-c", _CHILD, path], capture_output=True, text=True, check=True)
-    before, few, many, count = map(int, re.findall(r"\d+", done.stdout))
-    model, batch = layers * width * width * 4 >> 20, (2 * layers + 1) * 64 * width * 4 >> 20
-    assert count == 2 * layers + 1
+    return nets.model_of(nodes, weights, ["n", WIDTH], ["n", WIDTH])
+
+
+def _told(child: str, *arguments: Path) -> list[int]:
+    command = [sys.executable, "-c", child, *map(str, arguments)]
+    done: Any = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [int(number) for number in re.findall(r"\d+", done.stdout)]
+
+
+MODEL_MIB, BATCH_MIB = LAYERS * WIDTH * WIDTH * 4 >> 20, (2 * LAYERS + 1) * 64 * WIDTH * 4 >> 20
+
+
+def test_memory_is_the_model_and_a_batch_however_many_samples(tmp_path: Path) -> None:
+    path = nets.save(_deep(), tmp_path / "net.onnx")
+    before, few, many, count = _told(_CHILD, path)
+    assert count == 2 * LAYERS + 1
     assert many - few <= 5
-    assert many - before <= 1.5 * (model + batch)
+    assert many - before <= 1.5 * (MODEL_MIB + BATCH_MIB)
+
+
+_WHOLE = """
+import sys
+from pathlib import Path
+from modelctl.data import open_data
+from modelctl.formats import onnx as onnx_format
+from modelctl.graph.calibration import Calibrator, activations
+from modelctl.manifest import TensorSpec
+
+def held(what):
+    text = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith(what)) >> 10
+
+before = held("VmRSS")
+path = Path(sys.argv[1])
+payload = onnx_format.open_model(path).load()
+model = onnx_format.outline(payload)
+made = Calibrator(model, "net.onnx", activations(model, ["MatMul", "Relu"]), path.parent, files=payload.files)
+data = open_data(sys.argv[2], [TensorSpec(name="x", dtype="float32", shape=("n", 1024))], 0).train
+made.watch(data.first(256).batches(64))
+seen = sum(len(batch) for batch in data.batches(64, start=made.seen))
+print(before, held("VmHWM"), made.seen, seen, data.is_held)
+"""
+
+
+def test_a_model_and_samples_that_lie_in_files_are_held_once_and_not_at_all(tmp_path: Path) -> None:
+    onnx.save(_deep(), tmp_path / "net.onnx", save_as_external_data=True, location="net.bin")
+    count = 16_000
+    np.savez(tmp_path / "a.npz", x=np.ones((count, WIDTH)))  # 125 MiB
+    before, most, seen, rest = _told(_WHOLE, tmp_path / "net.onnx", tmp_path / "a.npz")
+    assert (seen, seen + rest) == (256, 0.8 * count)
+    assert most - before <= 1.5 * (MODEL_MIB + BATCH_MIB)
+
+
+@pytest.mark.parametrize("kept", ["inline", "aligned", "odd"])
+def test_weights_outside_of_the_model_give_the_same_ranges(
+    kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_format, "ALIGNMENT_BYTES", 64)
+    monkeypatch.setattr(calibration, "INLINE_BYTES", 64)
+    path, model, samples = tmp_path / "m.onnx", nets.convolutional(), _samples()
+    whole = _watched(model, tmp_path, samples).histograms
+    if kept != "inline":
+        onnx.save(nets.convolutional(), path, save_as_external_data=True, size_threshold=0, location="w.bin")
+    else:
+        nets.save(model, path)
+    if kept == "odd":
+        shifted = onnx.load(path, load_external_data=False)
+        for entry in [one for tensor in shifted.graph.initializer for one in tensor.external_data]:
+            entry.value = str(int(entry.value) + 1) if entry.key == "offset" else entry.value
+        nets.save(shifted, path)
+        (tmp_path / "w.bin").write_bytes(b"." + (tmp_path / "w.bin").read_bytes())
+    payload = onnx_format.open_model(path).load()
+    outline = onnx_format.outline(payload)
+    assert sum(tensor.data_location == TensorProto.EXTERNAL for tensor in outline.graph.initializer) > 2
+    made = Calibrator(outline, "m", activations(outline, STATIC_TYPES), tmp_path, files=payload.files)
+    made.watch(samples.batches(32))
+    assert {value: (one.low, one.high) for value, one in made.histograms.items()} == {
+        value: (one.low, one.high) for value, one in whole.items()
+    }
+
+
+def test_a_calibration_goes_on_with_the_samples_it_has_not_seen(tmp_path: Path) -> None:
+    model, samples = nets.convolutional(), _samples()
+    whole = _watched(model, tmp_path, samples).histograms
+    made = Calibrator(model, "m", activations(model, STATIC_TYPES), tmp_path)
+
+    def stopping() -> Iterator[Samples]:
+        yield from itertools.islice(samples.batches(32), 3)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made.watch(stopping())
+    assert made.seen == 96
+    made.watch(samples.batches(32, start=made.seen))
+    assert made.seen == 256
+    for value, found in whole.items():
+        assert np.array_equal(found.counts, made.histograms[value].counts)
 
 
 def test_weights_of_half_precision_and_of_integers_are_taken_in(tmp_path: Path) -> None:
