@@ -24,6 +24,9 @@ from modelctl.progress import Progress
 
 PROBED = 8  # samples that a graph is asked first, to see what it answers
 RATES = {Optimizer.SGD: 0.1, Optimizer.ADAMW: 1e-3, Optimizer.ADAM: 1e-3}
+SMALLEST_SPREAD = 1e-12
+GENTLER = 0.2  # is the rate at which SGD follows a squared error
+CLIP = 1.0  # of the gradients of a squared error, which has no bound
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _ATTENDING = frozenset({"LayerNormalization", "Attention", "MultiHeadAttention", "SkipLayerNormalization"})
 
@@ -60,7 +63,7 @@ class Tutor:
     """A teacher, its answers to the samples, and how another model learns them.
 
     Of a classifier (answers [N, classes], labels that are classes) logits are learned, beside the labels; of any other
-    model its answers, by their squared error. `kind` tells which.
+    model its answers, by their squared error as a share of how they are spread. `kind` tells which.
     """
 
     def __init__(self, session: Session, data: Data, course: Course, learner: str, progress: Progress) -> None:
@@ -117,14 +120,25 @@ class Tutor:
         )
 
     def recipe(self, graph: TrainableGraph, epochs: int) -> training.Recipe:
-        """What suits the operators of a graph: SGD for convolutions, AdamW for what attends, and for all else."""
+        """What suits the operators of a graph: SGD for convolutions, AdamW for what attends, and for all else.
+
+        A model that takes few samples at a time learns at a rate that is smaller by as much (linear scaling: P. Goyal
+        et al. 2017, arXiv:1706.02677), unless one is asked for.
+        """
         types = {node.op_type for node in graph.nodes}
         sgd = bool(types & _CONVOLUTIONS) and not types & _ATTENDING
         optimizer = self._course.optimizer or (Optimizer.SGD if sgd else Optimizer.ADAMW)
-        rate = self._course.lr or RATES[optimizer]
         size = self.batch or self._course.batch_size
+        rate = RATES[optimizer] * min(1.0, size / self._course.batch_size)
+        if self.kind is Loss.MSE and optimizer is Optimizer.SGD:
+            rate *= GENTLER
         return training.Recipe(
-            epochs=epochs, batch_size=size, lr=rate, optimizer=optimizer, whole_batches=self.batch is not None
+            epochs=epochs,
+            batch_size=size,
+            lr=self._course.lr or rate,
+            optimizer=optimizer,
+            clip=CLIP if self.kind is Loss.MSE else None,
+            whole_batches=self.batch is not None,
         )
 
     @cached_property
@@ -134,7 +148,9 @@ class Tutor:
         views = [samples, *([augmentation.flipped(samples, self.name)] if self._course.flip else [])]
         answers = np.concatenate([self.taught(one) for one in views])
         if self.kind is Loss.MSE:
-            return losses.target_loss(Loss.MSE, answers)
+            found = losses.target_loss(Loss.MSE, answers)
+            spread = max(float(answers.var(dtype=np.float64)), SMALLEST_SPREAD)
+            return lambda given, rows: found(given, rows) / spread
         temperature, alpha = self._course.temperature, self._course.alpha
         return losses.distillation_loss(answers, samples.labels, temperature=temperature, alpha=alpha)
 

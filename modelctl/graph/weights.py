@@ -32,6 +32,10 @@ _QUANTIZED = {
 }
 # Those that take several numbers in a byte, and how many inputs to look among for them.
 _PACKED = {"MatMulNBits": 2, "GatherBlockQuantized": 1}
+# What a weight may be stored in that a Cast unpacks.
+_FEW_BITS = frozenset(
+    {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4, TensorProto.INT2, TensorProto.UINT2}
+)
 _OUTPUT_SCALES = {"QLinearConv": (6, 7), "QLinearMatMul": (6, 7)}
 
 # What multiplies with a weight or looks up in it, and what a weight may go through on its way there.
@@ -105,7 +109,7 @@ def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 def _quantized(nodes: list[onnx.NodeProto], held: dict[str, onnx.TensorProto]) -> tuple[dict[str, str], set[str]]:
     """The zero point's name ("" for none) by that of each quantized tensor, and the names of scales and zero points.
 
-    An int8 weight that is unpacked by Cast and Mul (`weight_only`) is one too.
+    A weight of eight bits or fewer that is unpacked by Cast and Mul (`weight_only`), or by Cast alone, is one too.
     """
     points: dict[str, str] = {}
     described: set[str] = set()
@@ -120,7 +124,7 @@ def _quantized(nodes: list[onnx.NodeProto], held: dict[str, onnx.TensorProto]) -
             described |= {at(scale), at(point)}
         described |= {at(place) for place in _OUTPUT_SCALES.get(node.op_type, ())}
         stored = held.get(at(0)) if node.op_type == "Cast" else None
-        if stored is not None and stored.data_type in (TensorProto.INT8, TensorProto.UINT8) and len(stored.dims) > 1:
+        if stored is not None and stored.data_type in _FEW_BITS and len(stored.dims) > 1:
             points[at(0)] = ""
             unpacked.add(node.output[0])
         if node.op_type == "Mul" and at(0) in unpacked:

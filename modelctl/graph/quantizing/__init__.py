@@ -1,0 +1,1 @@
+"""Fewer bits: ways to quantize a graph, one subject a file."""
