@@ -3,6 +3,7 @@
 A source is `module:factory` (its weights from a state dict), a `.pt2` exported program, or an `.onnx` file to adopt.
 """
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,8 @@ class Source:
                 f"modelctl export net:make --weights {path} -o net.onnx {EXAMPLE}",
             )
         if found not in ("pt2", "onnx"):
-            raise UnsupportedError(f"{path}: export reads module:factory, .pt2 and .onnx, this is {found}")
+            hint = f"modelctl decrypt {shlex.quote(text)} -o . --identity key.pem" if found == "sealed" else None
+            raise UnsupportedError(f"{path}: export reads module:factory, .pt2 and .onnx, this is {found}", hint)
         return cls(text, found)
 
     @property

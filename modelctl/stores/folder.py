@@ -58,7 +58,7 @@ def _make(root: Path, create: bool) -> None:
     root.mkdir(exist_ok=True)
     new = root / (MAKING + secrets.token_hex(6))
     try:
-        _write(new, [MARK])
+        _write(root, new, [MARK])
         new.replace(root / MARKER)
         sync(root)
         sync(root.parent)
@@ -80,6 +80,15 @@ def _told(root: Path) -> Iterator[None]:
     except OSError as error:
         where = error.filename or root
         raise StoreError(f"{where}: {(error.strerror or str(error)).lower()}") from error
+
+
+@contextlib.contextmanager
+def _told_of_writing(root: Path) -> Iterator[None]:
+    """As `_told`, of the store as a whole: a file that is still being written has a name that says nothing."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{root}: can't be written: {(error.strerror or str(error)).lower()}") from error
 
 
 class FolderStore:
@@ -105,7 +114,7 @@ class FolderStore:
 
     def write(self, key: str, pieces: Iterable[bytes]) -> None:
         """See `Store.write`."""
-        with self._beside(pieces) as new, _told(self.root):
+        with self._beside(pieces) as new, _told_of_writing(self.root):
             target = self.root / key
             _make_folders(self.root, target.parent)
             new.replace(target)
@@ -124,7 +133,7 @@ class FolderStore:
         standing = self._values(name, tag)
         if number != (int(standing[-1].name) if standing else 0) + 1:
             return False
-        with self._beside([value]) as new, _told(self.root):
+        with self._beside([value]) as new, _told_of_writing(self.root):
             target = self.root / "refs" / name / tag / f"{number:08d}"
             _make_folders(self.root, target.parent)
             try:
@@ -156,14 +165,14 @@ class FolderStore:
     def _beside(self, pieces: Iterable[bytes]) -> Iterator[Path]:
         """A new file that holds `pieces`, synced, gone when the block ends unless it was renamed."""
         folder = self.root / "tmp"
-        with _told(self.root):
+        with _told_of_writing(self.root):
             folder.mkdir(exist_ok=True)
             if folder.is_symlink():  # a hostile store would have us sweep up somebody's folder
                 raise StoreError(f"{folder}: is a link, and a store has none there", f"rm {folder}")
             _sweep(folder)
         new = folder / secrets.token_hex(16)
         try:
-            _write(new, pieces)
+            _write(self.root, new, pieces)
             yield new
         finally:
             with contextlib.suppress(OSError):
@@ -178,16 +187,16 @@ def _is_number(name: str) -> bool:
     return len(name) == 8 and name.isascii() and name.isdigit()
 
 
-def _write(path: Path, pieces: Iterable[bytes]) -> None:
-    with _told(path.parent):
+def _write(root: Path, path: Path, pieces: Iterable[bytes]) -> None:
+    with _told_of_writing(root):
         file = path.open("xb", buffering=0)
     with file:
         for piece in pieces:  # what `pieces` raises is not the store's trouble
             rest = memoryview(piece)
             while rest:
-                with _told(path.parent):
+                with _told_of_writing(root):
                     rest = rest[file.write(rest) :]
-        with _told(path.parent):
+        with _told_of_writing(root):
             os.fsync(file.fileno())
 
 
