@@ -8,6 +8,7 @@ import onnx
 import pytest
 from nets import convolutional, run, samples
 from onnx import numpy_helper
+from onnx.external_data_helper import uses_external_data
 
 from modelctl.artifact import Payload
 from modelctl.formats import onnx as onnx_format
@@ -35,7 +36,7 @@ def payload(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 def doubled(model: onnx.ModelProto, payload: Payload) -> onnx.ModelProto:
     """The model with the largest of its weights twice as large, within the model; what it was stays outside."""
     tensor = max(model.graph.initializer, key=lambda one: int(np.prod(one.dims)))
-    assert onnx_format.uses_external_data(tensor)
+    assert uses_external_data(tensor)
     twice = onnx_format.array_of(tensor, payload.files) * 2
     tensor.CopyFrom(numpy_helper.from_array(twice, tensor.name))
     return model
@@ -49,7 +50,7 @@ def test_a_model_is_tried_and_saved_with_its_weights_where_they_lie(
     pictures, _ = samples(10)
     whole = doubled(onnx_format.outline(payload), payload)
     for tensor in whole.graph.initializer:
-        if onnx_format.uses_external_data(tensor):
+        if uses_external_data(tensor):
             onnx_format.take_in(tensor, payload.files)
     wanted = run(whole, pictures)
     assert not np.allclose(wanted, run(onnx_format.parse(payload), pictures))
@@ -73,7 +74,7 @@ def test_a_model_is_tried_and_saved_with_its_weights_where_they_lie(
 
 def test_a_model_can_be_saved_again_and_with_another_weight(payload: Payload, tmp_path: Path) -> None:
     model = onnx_format.outline(payload)
-    outside = [tensor.name for tensor in model.graph.initializer if onnx_format.uses_external_data(tensor)]
+    outside = [tensor.name for tensor in model.graph.initializer if uses_external_data(tensor)]
     assert outside
     for name in ("a.onnx", "b.onnx"):
         onnx_format.save(model, tmp_path / name, files=payload.files)
