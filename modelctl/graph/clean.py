@@ -4,6 +4,7 @@ Folding is onnxscript's: constants, then its rewrite rules without those that fu
 it, so that the normalization layers stay and the graph can be trained further.
 """
 
+import heapq
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -16,6 +17,7 @@ from onnxscript.optimizer import fold_constants
 from onnxscript.rewriter.rules.common import _fuse_batchnorm
 
 from modelctl.errors import ArtifactError, UnsupportedError
+from modelctl.graph import names
 from modelctl.manifest import TensorSpec
 
 BATCH = "batch"
@@ -53,6 +55,35 @@ def tidy(graph: ir.Model) -> None:
         passes.RemoveUnusedOpsetsPass(),
     ):
         one(graph)
+
+
+def put_in_order(graph: onnx.GraphProto) -> None:
+    """Put nodes after those that make what they take, in place; those that are so already stay in their order."""
+    maker = {name: place for place, node in enumerate(graph.node) for name in node.output if name}
+    needs = [
+        {maker[name] for one in (node, *names.inner_nodes(node)) for name in one.input if name in maker}
+        for node in graph.node
+    ]
+    readers: dict[int, list[int]] = {}
+    for place, needed in enumerate(needs):
+        for one in needed:
+            readers.setdefault(one, []).append(place)
+    left = [len(needed) for needed in needs]
+    ready = [place for place, count in enumerate(left) if not count]
+    ordered = []
+    while ready:  # a heap: of those that could come next, the one that stood first
+        place = heapq.heappop(ready)
+        ordered.append(graph.node[place])
+        for reader in readers.get(place, ()):
+            left[reader] -= 1
+            if not left[reader]:
+                heapq.heappush(ready, reader)
+    if len(ordered) < len(needs):
+        raise ValueError("nodes take what they make themselves")
+    kept = onnx.GraphProto()
+    kept.node.extend(ordered)
+    del graph.node[:]
+    graph.node.extend(kept.node)
 
 
 class _MergeConstants(ir.passes.InPlacePass):

@@ -20,7 +20,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
-from onnx_ir.passes import common as passes
 from onnxruntime.transformers import float16
 
 from modelctl.data.samples import Array
@@ -82,9 +81,10 @@ def computing(
     try:
         with hushed():
             narrow = float16.convert_float_to_float16(copy, keep_io_types=True, node_block_list=_too_wide(copy))
-            made = ir.serde.deserialize_model(narrow)
-            passes.TopologicalSortPass()(made)  # the casts of outputs' and inputs' types stand at its end
-            written: onnx.ModelProto = ir.serde.serialize_model(made)
+            _merge_casts(narrow.graph)
+            clean.put_in_order(narrow.graph)  # the casts of outputs' and inputs' types stand at its end
+            del narrow.graph.value_info[:]  # which say float still of what is made between two casts
+            written: onnx.ModelProto = ir.serde.serialize_model(ir.serde.deserialize_model(narrow))
     except STUMBLES as error:
         raise UnsupportedError(f"{name}: can't be written in {half}: {told(error)}") from error
     if half is Half.BFLOAT16:
@@ -155,6 +155,16 @@ def _copied(model: onnx.ModelProto, name: str, half: Half) -> onnx.ModelProto:
     if half is Half.FLOAT16 or opset >= OLDEST_OPSET_OF_BFLOAT16:
         return copy
     return clean.raised(copy, OLDEST_OPSET_OF_BFLOAT16, name)
+
+
+def _merge_casts(graph: onnx.GraphProto) -> None:
+    """Keep one, in place, of the casts of one name that the converter writes for all who read a weight in float."""
+    seen: set[str] = set()
+    for place in reversed(range(len(graph.node))):
+        node = graph.node[place]
+        if node.op_type == "Cast" and node.output[0] in seen:
+            del graph.node[place]
+        seen.update(node.output)
 
 
 def _too_wide(model: onnx.ModelProto) -> list[str]:

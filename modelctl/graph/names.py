@@ -18,6 +18,13 @@ def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     return [part for one in node.attribute for part in (*([one.g] if one.HasField("g") else []), *one.graphs)]
 
 
+def inner_nodes(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+    """Those of the graphs that a node runs, and of theirs; what they take from outside, the node takes."""
+    for part in subgraphs(node):
+        for graph in graphs_of(part):
+            yield from graph.node
+
+
 def taken(graph: onnx.GraphProto) -> set[str]:
     """What values and nodes are called, in subgraphs too."""
     found: set[str] = set()

@@ -222,6 +222,26 @@ def test_float16_halves_the_file_and_keeps_inputs_and_outputs(net: Artifact, dat
     assert {one.data_type for one in onnx.load(made.path).graph.initializer if len(one.dims) > 1} == {10}
 
 
+def test_what_stays_in_float_beside_float16_reads_its_weights_once(tmp_path: Path) -> None:
+    # Max and Resize are left in float, the weight is read by both Max, and what lies between is float still.
+    nodes = [
+        helper.make_node("Conv", ["x", "kernel"], ["seen"], pads=[1, 1, 1, 1]),
+        helper.make_node("Max", ["seen", "least"], ["first"]),
+        helper.make_node("Resize", ["first", "", "scales"], ["wide"], mode="nearest"),
+        helper.make_node("Conv", ["wide", "kernel"], ["again"], strides=[2, 2]),
+        helper.make_node("Max", ["again", "least"], ["logits"]),
+    ]
+    held = {
+        "kernel": np.random.default_rng(0).standard_normal((1, 1, 3, 3)).astype(np.float32),
+        "least": np.array([0.5], np.float32),
+        "scales": np.array([1, 1, 2, 2], np.float32),
+    }
+    model = nets.model_of(nodes, held, ["batch", 1, 8, 8], ["batch", 1, 7, 7])
+    made = optimize(saved(model, tmp_path), tmp_path / "o.onnx", asked(float16=True))
+    casts = [node for node in onnx.load(made.path).graph.node if node.op_type == "Cast"]
+    assert len({node.output[0] for node in casts}) == len(casts)
+
+
 @pytest.mark.parametrize("method", [Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY])
 def test_what_is_quantized_stays_quantized(net: Artifact, data: str, tmp_path: Path, method: Method) -> None:
     options = QuantizeOptions(method=method, data=data, threads=1, allow_regression=True)
