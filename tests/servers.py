@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,3 +202,11 @@ def reference(path: Path, feeds: dict[str, Any]) -> dict[str, Any]:
 
     model = onnx.load(path)
     return dict(zip([one.name for one in model.graph.output], ReferenceEvaluator(model).run(None, feeds), strict=True))
+
+
+def eventually(holds: Callable[[], bool], limit_s: float = 10.0) -> None:
+    """Wait until something is so; it must be within a while."""
+    ends = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < ends, "it never came true"
+        time.sleep(0.02)

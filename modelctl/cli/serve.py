@@ -26,13 +26,11 @@ def register(app: typer.Typer) -> None:
         Prints `ready URL` once it answers. Ctrl-C or SIGTERM is its normal end, with exit status 0: what was accepted
         is answered first; a second one ends it at once.
         """
-        from modelctl.serve.models import Models as Served
-        from modelctl.serve.server import serve
+        from modelctl.serve.workers import serve
 
-        def announce(url: str, served: Served) -> None:
+        def announce(url: str, served: list[dict[str, str]]) -> None:
             shell.progress.close()
-            facts = [{"name": one.name, "version": one.version, "digest": one.digest} for one in served]
-            shell.console.result(Report(subject=url, facts={"url": url, "models": facts}, lines=(f"ready {url}",)))
+            shell.console.result(Report(subject=url, facts={"url": url, "models": served}, lines=(f"ready {url}",)))
 
         serve(models, options, announce, shell.progress)
         return None

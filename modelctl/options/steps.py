@@ -229,6 +229,7 @@ class ServeOptions(OpeningOptions):
     require_signature: Annotated[
         str | None, Knob("public key that must have signed every model: a path or env:NAME", remembered=Remembered.NOT)
     ] = None
+    workers: Annotated[int, Knob("processes that answer; each has the models in its memory", low=1, high=256)] = 1
     max_batch: Annotated[int, Knob("most samples of several requests in one run of the model", low=1)] = 64
     max_delay_ms: Annotated[
         float, Knob("longest time a request may wait for others to share a run, in milliseconds", low=0, high=10_000)

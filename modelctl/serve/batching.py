@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from modelctl.errors import DataError
-from modelctl.serve.metrics import Tally
+from modelctl.serve.metrics import IN_FLIGHT, Tally
 from modelctl.serve.refusal import Refused
 
 Array = np.ndarray[Any, Any]
@@ -67,13 +67,13 @@ class Job:
         self.over = False
         self.timer: asyncio.TimerHandle | None = None
         self.arrived = time.perf_counter()
-        tally.in_flight += 1
+        tally.cells[IN_FLIGHT] += 1
 
     def settle(self, outcome: Outcome) -> None:
         """Give the answer to who asked, unless there is one already."""
         if not self.over:
             self.over = True
-            self.tally.in_flight -= 1
+            self.tally.cells[IN_FLIGHT] -= 1
             if self.timer is not None:
                 self.timer.cancel()
             self.done(outcome)
@@ -82,7 +82,7 @@ class Job:
         """Nobody waits for the answer any more."""
         if not self.over:
             self.over = True
-            self.tally.in_flight -= 1
+            self.tally.cells[IN_FLIGHT] -= 1
             if self.timer is not None:
                 self.timer.cancel()
 

@@ -22,7 +22,7 @@ from modelctl.options import ServeOptions
 from modelctl.serve import metrics
 from modelctl.serve.batching import Array, Job, Outcome, Tensors
 from modelctl.serve.heads import CHUNKED, Head
-from modelctl.serve.metrics import Tally
+from modelctl.serve.metrics import REQUESTS, Tally
 from modelctl.serve.models import Model, Models
 from modelctl.serve.refusal import Refused, told
 from modelctl.serve.tensors import check_agreement
@@ -81,7 +81,7 @@ class App:
     def __init__(self, models: Models, options: ServeOptions) -> None:
         self.models = models
         self.ready = True
-        self.unrouted = Tally()
+        self.unrouted = models.board.tally(models.worker, 0)
         self.limit_bytes = int(options.max_body_mb * 1_000_000)
         self.timeout_s = options.timeout_s
         self._held_bytes = 0
@@ -142,7 +142,7 @@ class App:
         """
         if len(feeds) > 1:
             check_agreement(feeds, model.inputs)
-        model.tally.requests += 1
+        model.tally.cells[REQUESTS] += 1
         request.job = model.runner.submit(feeds, self.timeout_s, partial(self._computed, request, write))
 
     def _computed(self, request: Request, write: Callable[[Outputs], Answer], outcome: Outcome) -> None:
@@ -157,7 +157,8 @@ class App:
 
     def metrics(self) -> bytes:
         """The text of `/metrics`."""
-        return metrics.exposition([(model.labels, model.tally) for model in self.models], self.unrouted, self.ready)
+        models = [(model.labels, self.models.board.total(model.row)) for model in self.models]
+        return metrics.exposition(models, self.models.board.total(0), self.ready)
 
     def _tally(self, model: Model | None) -> Tally:
         return self.unrouted if model is None else model.tally

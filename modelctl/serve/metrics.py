@@ -4,9 +4,13 @@ The text is Prometheus' text-based exposition format, version 0.0.4 (prometheus.
 lines, then one sample a line; a histogram's buckets are cumulative and end with `+Inf`, beside its `_sum` and `_count`.
 """
 
+import mmap
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from typing import Any
+
+from modelctl.serve.refusal import KINDS_OF_ERROR as KINDS
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -32,36 +36,101 @@ SECONDS = (
 ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 
 
+REQUESTS, IN_FLIGHT, ERRORS = 0, 1, 2  # a tally's cells: these, one for each kind of error, and three histograms
+_QUEUE = ERRORS + len(KINDS)
+_COMPUTE = _QUEUE + len(SECONDS) + 2
+_ROWS = _COMPUTE + len(SECONDS) + 2
+CELLS = _ROWS + len(ROWS) + 2
+MODELS = 256  # of which a board has room for tallies
+_PLACE_OF = {kind: ERRORS + place for place, kind in enumerate(KINDS)}
+
+Numbers = Any  # a mutable sequence of floats: a memoryview, whose type does not say so
+
+
 class Histogram:
-    """How often a value fell between which bounds, and what all of them add up to."""
+    """How often a value fell between which bounds; the last of the cells is what all of them add up to."""
 
-    __slots__ = ("bounds", "counts", "total")
+    __slots__ = ("bounds", "cells")
 
-    def __init__(self, bounds: Sequence[float]) -> None:
+    def __init__(self, bounds: Sequence[float], cells: Numbers) -> None:
         self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
+        self.cells = cells
 
     def observe(self, value: float) -> None:
         """Count one value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
+        self.cells[bisect_left(self.bounds, value)] += 1
+        self.cells[-1] += value
+
+    @property
+    def counts(self) -> list[int]:
+        """How many values fell below each bound and above the one before; the last: above all."""
+        return [int(one) for one in self.cells[:-1]]
 
 
-@dataclass(slots=True)
 class Tally:
-    """The counts of one model; all of them are touched on the event loop's thread only."""
+    """The counts of one model in one worker; all of them are touched on the event loop's thread only."""
 
-    requests: int = 0
-    in_flight: int = 0
-    errors: dict[str, int] = field(default_factory=dict)
-    queue_s: Histogram = field(default_factory=lambda: Histogram(SECONDS))
-    compute_s: Histogram = field(default_factory=lambda: Histogram(SECONDS))
-    batch_rows: Histogram = field(default_factory=lambda: Histogram(ROWS))
+    __slots__ = ("batch_rows", "cells", "compute_s", "queue_s")
+
+    def __init__(self, cells: Numbers = None) -> None:
+        self.cells = cells = memoryview(array("d", [0.0] * CELLS)) if cells is None else cells
+        self.queue_s = Histogram(SECONDS, cells[_QUEUE:_COMPUTE])
+        self.compute_s = Histogram(SECONDS, cells[_COMPUTE:_ROWS])
+        self.batch_rows = Histogram(ROWS, cells[_ROWS:CELLS])
 
     def failed(self, kind: str) -> None:
         """Count a request that was answered with an error."""
-        self.errors[kind] = self.errors.get(kind, 0) + 1
+        self.cells[_PLACE_OF[kind]] += 1
+
+    @property
+    def requests(self) -> int:
+        """Requests that were received."""
+        return int(self.cells[REQUESTS])
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that wait or are being computed."""
+        return int(self.cells[IN_FLIGHT])
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """Requests that were answered with an error, by its kind; kinds that occurred."""
+        return {kind: int(self.cells[place]) for kind, place in _PLACE_OF.items() if self.cells[place]}
+
+
+class Board:
+    """The tallies of all workers, in memory that those share who are forked: each writes its own, any can add them up.
+
+    Row 0 is for requests that reach no model; the other rows are given to models.
+    """
+
+    def __init__(self, workers: int = 1) -> None:
+        self._workers = workers
+        self._memory = mmap.mmap(-1, workers * MODELS * CELLS * 8)
+        self._cells: Numbers = memoryview(self._memory).cast("d")
+
+    def tally(self, worker: int, row: int) -> Tally:
+        """What one worker counts of one model."""
+        return Tally(self._row(worker, row))
+
+    def total(self, row: int) -> Tally:
+        """What all workers have counted of a model so far."""
+        rows = [self._row(worker, row) for worker in range(self._workers)]
+        return Tally(memoryview(array("d", map(sum, zip(*rows, strict=True)))))
+
+    def clear(self, row: int) -> None:
+        """Make a row ready for another model."""
+        for worker in range(self._workers):
+            self._row(worker, row)[:] = memoryview(array("d", [0.0] * CELLS))
+
+    def lost(self, worker: int) -> None:
+        """A worker was lost, and with it what it had in flight."""
+        for row in range(MODELS):
+            self._row(worker, row)[IN_FLIGHT] = 0.0
+
+    def _row(self, worker: int, row: int) -> Numbers:
+        first = (worker * MODELS + row) * CELLS
+        return self._cells[first : first + CELLS]
 
 
 Labelled = tuple[dict[str, str], Tally]
@@ -103,7 +172,7 @@ def _histogram(name: str, who: dict[str, str], one: Histogram) -> list[str]:
     for bound, count in zip([*(f"{bound:g}" for bound in one.bounds), "+Inf"], one.counts, strict=True):
         below += count
         lines.append(f"{name}_bucket{_labels(who | {'le': bound})} {below}")
-    return [*lines, f"{name}_sum{_labels(who)} {one.total!r}", f"{name}_count{_labels(who)} {below}"]
+    return [*lines, f"{name}_sum{_labels(who)} {one.cells[-1]!r}", f"{name}_count{_labels(who)} {below}"]
 
 
 def _labels(labels: dict[str, str]) -> str:

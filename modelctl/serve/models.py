@@ -1,7 +1,7 @@
 """The models that a server has: by name and version, loaded and warmed up, each with what runs it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 from modelctl.errors import UnsupportedError, UsageError
@@ -10,7 +10,7 @@ from modelctl.manifest import Manifest, TensorSpec
 from modelctl.options import ServeOptions
 from modelctl.progress import Progress, silent
 from modelctl.serve.batching import Pace, Runner
-from modelctl.serve.metrics import Tally
+from modelctl.serve.metrics import Board, Tally
 from modelctl.serve.refusal import Refused, told
 from modelctl.serve.sources import Opened, Secrets, opened
 from modelctl.serve.tensors import datatype_of
@@ -28,7 +28,8 @@ class Model:
     outputs: dict[str, TensorSpec]
     runner: Runner
     pace: Pace
-    tally: Tally = field(default_factory=Tally)
+    tally: Tally
+    row: int  # of the board that the tally stands on
 
     @cached_property
     def digest(self) -> str:
@@ -54,7 +55,9 @@ class Model:
 class Models:
     """Models by name and version; of several versions, the one given last answers where none is asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, board: Board, worker: int = 0) -> None:
+        self.board = board
+        self.worker = worker
         self._versions: dict[str, dict[str, Model]] = {}
 
     def add(self, model: Model) -> None:
@@ -96,7 +99,13 @@ class Models:
         return self.get(next(iter(self._versions)))
 
 
-def load_all(sources: Sequence[str], options: ServeOptions, progress: Progress = silent) -> Models:
+def load_all(
+    sources: Sequence[str],
+    options: ServeOptions,
+    progress: Progress = silent,
+    board: Board | None = None,
+    worker: int = 0,
+) -> Models:
     """The models that `sources`, files and refs, stand for: loaded, checked, warmed up.
 
     UsageError for names that clash, UnsupportedError for what can't be run or spoken of; and what `opened` raises.
@@ -104,14 +113,15 @@ def load_all(sources: Sequence[str], options: ServeOptions, progress: Progress =
     if options.name is not None and len(sources) != 1:
         raise UsageError("--name is for a single model, and here are several", "modelctl serve MODEL --name NAME")
     secrets = Secrets(options)
-    models = Models()
+    models = Models(board or Board(), worker)
     for done, text in enumerate(sources):
         progress.advance("loading models", done, len(sources), "models")
-        models.add(_ready(opened(text, secrets, progress), options))
+        row = done + 1
+        models.add(ready(opened(text, secrets, progress), options, models.board.tally(worker, row), row))
     return models
 
 
-def _ready(source: Opened, options: ServeOptions) -> Model:
+def ready(source: Opened, options: ServeOptions, tally: Tally, row: int) -> Model:
     """A model that can answer at once."""
     name, payload = options.name or source.name, source.payload
     if not name.isprintable() or "/" in name:
@@ -125,7 +135,6 @@ def _ready(source: Opened, options: ServeOptions) -> Model:
         if datatype_of(spec.dtype) is None:
             raise UnsupportedError(f"{session.name}: {spec.name} is {spec.dtype}, which the protocol has no word for")
     pace = warm_up(session, session.run)
-    tally = Tally()
     runner = Runner(
         session.run,
         pace,
@@ -143,4 +152,5 @@ def _ready(source: Opened, options: ServeOptions) -> Model:
         runner=runner,
         pace=pace,
         tally=tally,
+        row=row,
     )

@@ -29,6 +29,7 @@ KINDS = {
     503: "not_ready",
     504: "timeout",
 }
+KINDS_OF_ERROR = (*dict.fromkeys(KINDS.values()), "not_http", "broken")
 
 
 def told(value: object, limit: int = 60) -> str:

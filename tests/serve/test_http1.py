@@ -12,6 +12,7 @@ from modelctl.options import ServeOptions
 from modelctl.serve.connections import Connection, Wire
 from modelctl.serve.heads import CHUNKED, Heads
 from modelctl.serve.http import Answer, App, Request
+from modelctl.serve.metrics import Board
 from modelctl.serve.models import Models
 from modelctl.serve.refusal import Refused
 
@@ -28,7 +29,7 @@ class Echo(App):
     """Answers with what it understood, so that a test can see where each request began and ended."""
 
     def __init__(self) -> None:
-        super().__init__(Models(), ServeOptions(max_body_mb=0.001))
+        super().__init__(Models(Board()), ServeOptions(max_body_mb=0.001))
         self.seen: list[tuple[str, str, bytes]] = []
 
     def handle(self, request: Request) -> None:

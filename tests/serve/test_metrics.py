@@ -7,19 +7,35 @@ import pytest
 import servers
 from servers import Running
 
-from modelctl.serve.metrics import Histogram, Tally, exposition
+from modelctl.serve.metrics import IN_FLIGHT, REQUESTS, Board, Tally, exposition
 
 
 def test_buckets_are_cumulative_and_end_with_all() -> None:
     tally = Tally()
-    tally.batch_rows = Histogram((1.0, 2.0, 4.0))
-    for rows in (1, 2, 2, 3, 100):
+    for rows in (1, 2, 2, 3, 1000):
         tally.batch_rows.observe(rows)
     text = exposition([({"model": "m"}, tally)], Tally(), True).decode()
     found = [line.rpartition(" ")[2] for line in text.splitlines() if line.startswith("modelctl_batch_rows_bucket")]
-    assert found == ["1", "3", "4", "5"]
+    assert found == ["1", "3", *["4"] * 8, "5"]
     assert 'modelctl_batch_rows_bucket{model="m",le="+Inf"} 5' in text
-    assert 'modelctl_batch_rows_sum{model="m"} 108.0' in text
+    assert 'modelctl_batch_rows_sum{model="m"} 1008.0' in text
+
+
+def test_what_workers_count_adds_up_and_what_one_had_in_flight_is_lost_with_it() -> None:
+    board = Board(3)
+    for worker in range(3):
+        tally = board.tally(worker, 5)
+        tally.cells[REQUESTS] += worker + 1
+        tally.cells[IN_FLIGHT] += 1
+        tally.failed("overload")
+        tally.queue_s.observe(0.5)
+    total = board.total(5)
+    assert (total.requests, total.in_flight, total.errors, sum(total.queue_s.counts)) == (6, 3, {"overload": 3}, 3)
+    board.lost(1)
+    assert (board.total(5).requests, board.total(5).in_flight) == (6, 2)
+    assert board.total(4).requests == 0
+    board.clear(5)
+    assert board.total(5).requests == 0
 
 
 def test_labels_are_escaped() -> None:

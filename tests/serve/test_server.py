@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import servers
-from servers import Running, ask, v2
+from servers import Running, ask, eventually, v2
 
 from modelctl.artifact import Artifact
 from modelctl.graph.session import Session
@@ -60,13 +60,6 @@ def raw(server: Running, data: bytes, pause_s: float = 0.0) -> bytes:
         except OSError:  # closed on us while we were still sending, or quiet
             pass
         return found
-
-
-def eventually(holds: Callable[[], bool], limit_s: float = 10.0) -> None:
-    ends = time.monotonic() + limit_s
-    while not holds():
-        assert time.monotonic() < ends, "it never came true"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("name", ["slow", "affine"])
