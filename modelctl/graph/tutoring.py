@@ -22,6 +22,7 @@ from modelctl.graph.trainable import TrainableGraph
 from modelctl.options import Loss, Optimizer
 from modelctl.progress import Progress
 
+JUDGED_ON = 512  # samples of the validation part
 PROBED = 8  # samples that a graph is asked first, to see what it answers
 RATES = {Optimizer.SGD: 0.1, Optimizer.ADAMW: 1e-3, Optimizer.ADAM: 1e-3}
 SMALLEST_SPREAD = 1e-12
@@ -101,11 +102,16 @@ class Tutor:
         return graph, learner_of(graph, self._few, self.kind)
 
     def teach(
-        self, graph: TrainableGraph, learner: Learner, epochs: int, after_step: Callable[[], None] = lambda: None
+        self,
+        graph: TrainableGraph,
+        learner: Learner,
+        epochs: int,
+        after_step: Callable[[], None] = lambda: None,
+        share: float = 1.0,
     ) -> training.History:
         """Train `graph`, in place, for `epochs` over the training part; call it within `training.reproducible`.
 
-        CheckFailed when the loss is not a number any more.
+        `share` of the recipe's rate is used. CheckFailed when the loss is not a number any more.
         """
         samples = self._data.train
         return training.fit(
@@ -113,29 +119,34 @@ class Tutor:
             learner.answer,
             samples,
             self._loss,
-            self.recipe(graph, epochs),
+            self.recipe(graph, epochs, share),
             self._progress,
             augment=augmentation.flips(samples, graph.name) if self._course.flip else None,
             after_step=after_step,
         )
 
-    def recipe(self, graph: TrainableGraph, epochs: int) -> training.Recipe:
+    def held_out(self, graph: TrainableGraph, learner: Learner) -> float:
+        """The loss that `teach` makes small, on samples that nothing is learned from."""
+        samples, loss = self._judged
+        return training.mean_loss(learner.answer, samples, loss, self.recipe(graph, 1))
+
+    def recipe(self, graph: TrainableGraph, epochs: int, share: float = 1.0) -> training.Recipe:
         """What suits the operators of a graph: SGD for convolutions, AdamW for what attends, and for all else.
 
         A model that takes few samples at a time learns at a rate that is smaller by as much (linear scaling: P. Goyal
-        et al. 2017, arXiv:1706.02677), unless one is asked for.
+        et al. 2017, arXiv:1706.02677), unless one is asked for. `share` of the rate is what is used.
         """
         types = {node.op_type for node in graph.nodes}
         sgd = bool(types & _CONVOLUTIONS) and not types & _ATTENDING
         optimizer = self._course.optimizer or (Optimizer.SGD if sgd else Optimizer.ADAMW)
         size = self.batch or self._course.batch_size
-        rate = RATES[optimizer] * min(1.0, size / self._course.batch_size)
+        usual = RATES[optimizer] * min(1.0, size / self._course.batch_size)
         if self.kind is Loss.MSE and optimizer is Optimizer.SGD:
-            rate *= GENTLER
+            usual *= GENTLER
         return training.Recipe(
             epochs=epochs,
             batch_size=size,
-            lr=self._course.lr or rate,
+            lr=(self._course.lr or usual) * share,
             optimizer=optimizer,
             clip=CLIP if self.kind is Loss.MSE else None,
             whole_batches=self.batch is not None,
@@ -143,9 +154,19 @@ class Tutor:
 
     @cached_property
     def _loss(self) -> losses.Objective:
-        """The teacher's answers to all views, and the labels of a classifier."""
+        """What is learned of the training part, flipped pictures too."""
         samples = self._data.train
-        views = [samples, *([augmentation.flipped(samples, self.name)] if self._course.flip else [])]
+        flipped = [augmentation.flipped(samples, self.name)] if self._course.flip else []
+        return self._objective(samples, [samples, *flipped])
+
+    @cached_property
+    def _judged(self) -> tuple[Samples, losses.Objective]:
+        """Samples of the validation part, and the same of them."""
+        samples = self._data.validation.first(JUDGED_ON)
+        return samples, self._objective(samples, [samples])
+
+    def _objective(self, samples: Samples, views: list[Samples]) -> losses.Objective:
+        """The teacher's answers to all views, and the labels of a classifier."""
         answers = np.concatenate([self.taught(one) for one in views])
         if self.kind is Loss.MSE:
             found = losses.target_loss(Loss.MSE, answers)

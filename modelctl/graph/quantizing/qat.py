@@ -14,7 +14,7 @@ from onnx import version_converter
 from onnx.shape_inference import InferenceError
 
 from modelctl.data import Data
-from modelctl.errors import UnsupportedError, UsageError
+from modelctl.errors import CheckFailed, UnsupportedError, UsageError
 from modelctl.graph import histograms, normalization, training, weights
 from modelctl.graph.calibration import Calibrator
 from modelctl.graph.histograms import Range
@@ -29,6 +29,7 @@ from modelctl.progress import Progress, silent
 
 BATCH = 32  # samples that ranges are found on at a time
 NORMALIZED_ON = 512  # samples
+SHARES = (1.0, 0.1)  # of the rate: it learns again, more slowly, if learning made it worse
 LEAST_BATCH = 16  # samples that tell enough of a mean to normalize by it
 
 
@@ -77,7 +78,7 @@ def train(
     Learns on the training part of `data`, from the labels too where they are classes that the model tells. What must
     be written in between goes below `folder`. UnsupportedError for a graph that is quantized already, that can't be
     trained, or where there is nothing to round; DataError for samples that don't fit; CheckFailed when the loss is not
-    a number any more.
+    a number any more. What has become worse by learning, at a tenth of the rate too, is kept as it was.
     """
     name = session.name
     ready = _ready(model, name, course.bits, progress)
@@ -93,14 +94,34 @@ def train(
             if tutor.batch is None or tutor.batch >= LEAST_BATCH:
                 seen = data.train.first(tutor.batch or NORMALIZED_ON)
                 ready = normalization.insert(ready, name, tensors(seen))
-            graph, learner = tutor.learner(fakes.put(ready, chosen, ranges, course.bits))
-            losses = tutor.teach(graph, learner, course.epochs).losses
-            made = graph.to_onnx()
+            made, losses = _taught(fakes.put(ready, chosen, ranges, course.bits), tutor, course.epochs, progress)
     rounded = {one.weight for one in chosen.weighted}
     left = {tensor.name for tensor in weights.prunable(ready)} - rounded
     floats = [node.name for node in ready.graph.node if left & set(node.input)]
     written, stored = fakes.written(made, chosen, course.bits)
     return Trained(written, losses, stored, floats)
+
+
+def _taught(
+    rounding: onnx.ModelProto, tutor: Tutor, epochs: int, progress: Progress
+) -> tuple[onnx.ModelProto, list[float]]:
+    """The graph once it has learned, and its losses; the graph as it was if learning made it worse twice."""
+    for share in SHARES:
+        graph, learner = tutor.learner(rounding)
+        before = tutor.held_out(graph, learner)
+        try:
+            history = tutor.teach(graph, learner, epochs, share=share)
+        except CheckFailed as error:
+            if share == SHARES[-1]:
+                raise
+            progress.note(f"{error.message}; learning again at a tenth of the rate")
+            continue
+        after = tutor.held_out(graph, learner)
+        if after < before:
+            return graph.to_onnx(), history.losses
+        progress.note(f"learning made it worse on samples held out: the loss was {before:.4g} and is {after:.4g}")
+    progress.note("the rounded model is kept as it was before it learned")
+    return rounding, history.losses
 
 
 def _ready(model: onnx.ModelProto, name: str, bits: int, progress: Progress) -> onnx.ModelProto:
