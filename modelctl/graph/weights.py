@@ -5,15 +5,19 @@ Sources: the operators' own specifications (onnx/docs/Operators.md; onnxruntime 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from modelctl.data.samples import Array
+from modelctl.formats import onnx as onnx_format
 from modelctl.graph.blocks import parted
+
+Read = Callable[[onnx.TensorProto], Array]
 
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
@@ -34,7 +38,10 @@ _QUANTIZED = {
 _PACKED = {"MatMulNBits": 2, "GatherBlockQuantized": 1}
 # What a weight may be stored in that a Cast unpacks.
 _FEW_BITS = frozenset(
-    {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4, TensorProto.INT2, TensorProto.UINT2}
+    {
+        *(TensorProto.INT16, TensorProto.INT8, TensorProto.UINT8),
+        *(TensorProto.INT4, TensorProto.UINT4, TensorProto.INT2, TensorProto.UINT2),
+    }
 )
 _OUTPUT_SCALES = {"QLinearConv": (6, 7), "QLinearMatMul": (6, 7)}
 
@@ -53,8 +60,12 @@ class Weights:
     sparsity: float
 
 
-def count(model: onnx.ModelProto) -> Weights:
-    """Count float weights and quantized ones; scales, zero points, shapes and indices are not weights."""
+def count(model: onnx.ModelProto, files: Mapping[str, bytes] | None = None) -> Weights:
+    """Count float weights and quantized ones; scales, zero points, shapes and indices are not weights.
+
+    Weights outside of the model lie in `files`, as `formats.onnx.outline` leaves them.
+    """
+    read = partial(onnx_format.array_of, files=files or {})
     held = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes = list(nodes_of(model.graph))
     points, described = _quantized(nodes, held)
@@ -63,7 +74,8 @@ def count(model: onnx.ModelProto) -> Weights:
     for name, tensor in held.items():
         if name in described or not (tensor.data_type in FLOATS or name in points):
             continue
-        apart = _apart(readers[name], tensor, held.get(points[name])) if name in readers and name in points else None
+        point = held.get(points.get(name, ""))
+        apart = _apart(readers[name], tensor, point, read) if name in readers and name in points else None
         if apart is not None:
             parameters, ranked = parameters + apart.size, ranked + apart.size
             zeros += int(np.count_nonzero(apart))
@@ -73,7 +85,7 @@ def count(model: onnx.ModelProto) -> Weights:
         if len(tensor.dims) < 2 or size == 0:
             continue
         ranked += size
-        zeros += _zeros(tensor, held.get(points.get(name, "")))
+        zeros += _zeros(tensor, point, read)
     return Weights(parameters, zeros / ranked if ranked else 0.0)
 
 
@@ -109,7 +121,7 @@ def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 def _quantized(nodes: list[onnx.NodeProto], held: dict[str, onnx.TensorProto]) -> tuple[dict[str, str], set[str]]:
     """The zero point's name ("" for none) by that of each quantized tensor, and the names of scales and zero points.
 
-    A weight of eight bits or fewer that is unpacked by Cast and Mul (`weight_only`), or by Cast alone, is one too.
+    A weight of 16 bits or fewer that is unpacked by Cast and Mul (`weight_only`), or by Cast alone, is one too.
     """
     points: dict[str, str] = {}
     described: set[str] = set()
@@ -138,13 +150,13 @@ def _quantized(nodes: list[onnx.NodeProto], held: dict[str, onnx.TensorProto]) -
     return points, described - {""}
 
 
-def _apart(node: onnx.NodeProto, tensor: onnx.TensorProto, point: onnx.TensorProto | None) -> Array | None:
+def _apart(node: onnx.NodeProto, tensor: onnx.TensorProto, point: onnx.TensorProto | None, read: Read) -> Array | None:
     """Which numbers are zero in a weight that a node takes packed into bytes, [rows, K]; None if it is none such."""
     told = {one.name: helper.get_attribute_value(one) for one in node.attribute}
     bits, block = told.get("bits", 4), told.get("block_size", 128)
     if tensor.data_type != TensorProto.UINT8 or bits not in (2, 4, 8) or block < 1:
         return None
-    stored = numpy_helper.to_array(tensor)
+    stored = read(tensor)
     rows, length = len(stored), told.get("K", stored.shape[-1] * 8 // bits)
     numbers = parted(stored.reshape(rows, -1), bits)[:, :length]
     if point is None:
@@ -152,16 +164,16 @@ def _apart(node: onnx.NodeProto, tensor: onnx.TensorProto, point: onnx.TensorPro
         return found
     if point.data_type != TensorProto.UINT8 or math.prod(list(point.dims)) % rows:
         return None
-    zero = parted(numpy_helper.to_array(point).reshape(rows, -1), bits).repeat(block, 1)[:, :length]
+    zero = parted(read(point).reshape(rows, -1), bits).repeat(block, 1)[:, :length]
     return numbers == zero if zero.shape == numbers.shape else None
 
 
-def _zeros(tensor: onnx.TensorProto, point: onnx.TensorProto | None) -> int:
+def _zeros(tensor: onnx.TensorProto, point: onnx.TensorProto | None, read: Read) -> int:
     """How many numbers of a weight stand for zero: those equal to the zero point of their tensor or channel."""
-    values = numpy_helper.to_array(tensor)
+    values = read(tensor)
     if point is None:
         return int(np.count_nonzero(values == 0))
-    zero = numpy_helper.to_array(point)
+    zero = read(point)
     if zero.size == 1:
         return int(np.count_nonzero(values == zero.reshape(())))
     if not zero.any():

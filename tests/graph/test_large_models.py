@@ -78,6 +78,9 @@ def test_more_than_two_gibibytes_are_opened_calibrated_changed_and_saved(folder:
     model = onnx_format.outline(payload)
     assert not weights.is_quantized(model)
     assert len(weights.prunable(model)) == LAYERS
+    counted = weights.count(model, payload.files)
+    assert counted.parameters == LAYERS * WIDTH * WIDTH
+    assert counted.sparsity == pytest.approx(1 - 1 / WIDTH)
     last = model.graph.initializer[LAYERS - 1]
     last.CopyFrom(numpy_helper.from_array(onnx_format.array_of(last, payload.files) * 2, last.name))
     assert np.allclose(Session(onnx_format.payload_of(model, payload)).run(
@@ -110,3 +113,11 @@ def test_values_are_watched_in_a_model_whose_weights_lie_outside(tmp_path: Path)
     found, wanted = (watching.moments(model, payload, [value], [{"x": pictures}])[value] for model in (outline, whole))
     assert wanted.any()
     assert np.array_equal(found, wanted)
+
+
+def test_weights_outside_of_a_model_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_format, "ALIGNMENT_BYTES", 64)
+    payload = onnx_format.open_model(nets.save(nets.convolutional(), tmp_path / "m.onnx")).load()
+    outline = onnx_format.outline(payload)
+    assert any(tensor.data_location == TensorProto.EXTERNAL for tensor in outline.graph.initializer)
+    assert weights.count(outline, payload.files) == weights.count(onnx_format.parse(payload))
