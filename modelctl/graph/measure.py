@@ -71,7 +71,7 @@ def answers(model: Session, samples: Samples, progress: Progress = silent, outpu
 
 def describe(payload: Payload) -> dict[str, Any]:
     """What needs no running: `{size_bytes, parameters, sparsity}`."""
-    counted = weights.count(onnx_format.parse(payload))
+    counted = weights.count(onnx_format.outline(payload), payload.files)
     size = sum(map(len, payload.files.values()))
     return {"size_bytes": size, "parameters": counted.parameters, "sparsity": round(counted.sparsity, 6)}
 
