@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from modelctl.errors import DataError
+from modelctl.serve.breaker import FAILURES, Breaker
 from modelctl.serve.metrics import IN_FLIGHT, Tally
 from modelctl.serve.refusal import Refused
 
@@ -54,7 +55,7 @@ Done = Callable[[Outcome], None]
 class Job:
     """One request's tensors on their way through a model; `done` is called once, unless it is cancelled before."""
 
-    __slots__ = ("alike", "arrived", "done", "elements", "feeds", "inline", "over", "rows", "tally", "timer")
+    __slots__ = ("alike", "arrived", "begun", "done", "elements", "feeds", "inline", "over", "rows", "tally", "timer")
 
     def __init__(self, feeds: Tensors, elements: int, inline: bool, tally: Tally, done: Done) -> None:
         self.feeds = feeds
@@ -65,6 +66,7 @@ class Job:
         self.rows = 1
         self.alike: object = None  # jobs of which this is equal can share a run; None: with no other
         self.over = False
+        self.begun = False  # the thread has it
         self.timer: asyncio.TimerHandle | None = None
         self.arrived = time.perf_counter()
         tally.cells[IN_FLIGHT] += 1
@@ -101,9 +103,18 @@ class Runner:
     """Takes tensors, gives answers; bounded in how much may wait."""
 
     def __init__(
-        self, run: Run, pace: Pace, tally: Tally, *, max_batch: int, max_queue: int, max_delay_s: float = 0.0
+        self,
+        run: Run,
+        pace: Pace,
+        tally: Tally,
+        breaker: Breaker,
+        *,
+        max_batch: int,
+        max_queue: int,
+        max_delay_s: float = 0.0,
     ) -> None:
         self._run = run
+        self._breaker = breaker
         self._pace = pace
         self._tally = tally
         self._max_batch = max_batch
@@ -115,11 +126,16 @@ class Runner:
         self._queued: deque[Job] = deque()  # to be run by the thread
         self._hand: SimpleQueue[list[Job] | None] = SimpleQueue()
         self._busy = False
+        self._stuck = False  # the run that the thread has in hand takes longer than a request may wait
         self._waits: asyncio.TimerHandle | None = None  # for more to share a run with
         self._thread: threading.Thread | None = None
 
     def submit(self, feeds: Tensors, timeout_s: float, done: Done) -> Job:
-        """Queue one request, whose outcome `done` is given on the loop; `Refused` 429 when too many wait already."""
+        """Queue one request, whose outcome `done` is given on the loop.
+
+        `Refused` 429 when too many wait already, 503 while the model is not asked because it keeps failing.
+        """
+        self._breaker.admit()
         loop = self._loop or self._start()
         elements = 0
         for one in feeds.values():
@@ -137,15 +153,25 @@ class Runner:
             if len(self._arrived) == 1:
                 self._due(loop, self._turn)
         else:
-            job.timer = loop.call_later(timeout_s, job.settle, late())
+            job.timer = loop.call_later(timeout_s, self._late, job)
             self._queued.append(job)
             if not self._busy:
                 self._gather(loop)
         return job
 
-    def close(self) -> None:
-        """Let the thread end once what it has in hand is done."""
+    def close(self, wait_s: float = 0.0) -> bool:
+        """Let the thread end once what it has in hand is done; whether that is so within a while."""
         self._hand.put(None)
+        if self._thread is not None and wait_s:
+            self._thread.join(wait_s)
+        return self._thread is None or not self._thread.is_alive()
+
+    def _late(self, job: Job) -> None:
+        """A job has waited long enough; if it was in the thread's hands, the model hangs."""
+        if job.begun or self._stuck:
+            self._stuck = True
+            self._breaker.failed(FAILURES)
+        job.settle(late())
 
     def _start(self) -> asyncio.AbstractEventLoop:
         self._loop = asyncio.get_running_loop()
@@ -195,6 +221,8 @@ class Runner:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="modelctl-model", daemon=True)
                 self._thread.start()
+            for job in jobs:
+                job.begun = True
             self._hand.put(jobs)
 
     def _take(self, waiting: deque[Job], elements: int | None = None) -> list[Job]:
@@ -225,6 +253,7 @@ class Runner:
                 return
 
     def _returned(self, ran: _Ran) -> None:
+        self._stuck = False
         self._feed()  # the thread first, so that it does not wait for the answers to be written
         self._finish(ran)
 
@@ -232,6 +261,10 @@ class Runner:
         """Count a run and give each of its jobs the rows that are its own."""
         self._tally.compute_s.observe(ran.took_s)
         self._tally.batch_rows.observe(sum(job.rows for job in ran.jobs))
+        if isinstance(ran.outcomes[0], dict):
+            self._breaker.succeeded()
+        elif not isinstance(ran.outcomes[0], Refused):
+            self._breaker.failed()
         for job, outcome in zip(ran.jobs, ran.outcomes, strict=True):
             self._tally.queue_s.observe(ran.began - job.arrived)
             job.settle(outcome)

@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from modelctl.serve import breaker
 from modelctl.serve.refusal import KINDS_OF_ERROR as KINDS
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -36,11 +37,12 @@ SECONDS = (
 ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 
 
-REQUESTS, IN_FLIGHT, ERRORS = 0, 1, 2  # a tally's cells: these, one for each kind of error, and three histograms
+REQUESTS, IN_FLIGHT, ERRORS = 0, 1, 2  # a tally's cells: these, one for each kind of error, three histograms, a breaker
 _QUEUE = ERRORS + len(KINDS)
 _COMPUTE = _QUEUE + len(SECONDS) + 2
 _ROWS = _COMPUTE + len(SECONDS) + 2
-CELLS = _ROWS + len(ROWS) + 2
+_BREAKER = _ROWS + len(ROWS) + 2
+CELLS = _BREAKER + breaker.CELLS
 MODELS = 256  # of which a board has room for tallies
 _PLACE_OF = {kind: ERRORS + place for place, kind in enumerate(KINDS)}
 
@@ -76,7 +78,7 @@ class Tally:
         self.cells = cells = memoryview(array("d", [0.0] * CELLS)) if cells is None else cells
         self.queue_s = Histogram(SECONDS, cells[_QUEUE:_COMPUTE])
         self.compute_s = Histogram(SECONDS, cells[_COMPUTE:_ROWS])
-        self.batch_rows = Histogram(ROWS, cells[_ROWS:CELLS])
+        self.batch_rows = Histogram(ROWS, cells[_ROWS:_BREAKER])
 
     def failed(self, kind: str) -> None:
         """Count a request that was answered with an error."""
@@ -91,6 +93,11 @@ class Tally:
     def in_flight(self) -> int:
         """Requests that wait or are being computed."""
         return int(self.cells[IN_FLIGHT])
+
+    @property
+    def broken(self) -> bool:
+        """Whether the model is not asked, as it has failed too often."""
+        return breaker.Breaker(self.cells[_BREAKER:]).open
 
     @property
     def errors(self) -> dict[str, int]:
@@ -112,6 +119,10 @@ class Board:
     def tally(self, worker: int, row: int) -> Tally:
         """What one worker counts of one model."""
         return Tally(self._row(worker, row))
+
+    def breaker(self, row: int) -> breaker.Breaker:
+        """The breaker of a model, the same for all workers: it lies with what the first of them counts."""
+        return breaker.Breaker(self._row(0, row)[_BREAKER:])
 
     def total(self, row: int) -> Tally:
         """What all workers have counted of a model so far."""
@@ -152,6 +163,8 @@ def exposition(models: Iterable[Labelled], unrouted: Tally, ready: bool) -> byte
     ]
     lines += _family("modelctl_requests_in_flight", "gauge", "Requests that wait for a model or are being computed.")
     lines += [f"modelctl_requests_in_flight{_labels(who)} {tally.in_flight}" for who, tally in models]
+    lines += _family("modelctl_breaker_open", "gauge", "Whether a model is not asked, as it has failed too often.")
+    lines += [f"modelctl_breaker_open{_labels(who)} {int(tally.broken)}" for who, tally in models]
     for name, what, pick in (
         ("modelctl_queue_seconds", "Time a request waited for its model.", "queue_s"),
         ("modelctl_compute_seconds", "Time that one run of a model took.", "compute_s"),

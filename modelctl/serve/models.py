@@ -117,11 +117,11 @@ def load_all(
     for done, text in enumerate(sources):
         progress.advance("loading models", done, len(sources), "models")
         row = done + 1
-        models.add(ready(opened(text, secrets, progress), options, models.board.tally(worker, row), row))
+        models.add(ready(opened(text, secrets, progress), options, models.board, worker, row))
     return models
 
 
-def ready(source: Opened, options: ServeOptions, tally: Tally, row: int) -> Model:
+def ready(source: Opened, options: ServeOptions, board: Board, worker: int, row: int) -> Model:
     """A model that can answer at once."""
     name, payload = options.name or source.name, source.payload
     if not name.isprintable() or "/" in name:
@@ -135,10 +135,12 @@ def ready(source: Opened, options: ServeOptions, tally: Tally, row: int) -> Mode
         if datatype_of(spec.dtype) is None:
             raise UnsupportedError(f"{session.name}: {spec.name} is {spec.dtype}, which the protocol has no word for")
     pace = warm_up(session, session.run)
+    tally = board.tally(worker, row)
     runner = Runner(
         session.run,
         pace,
         tally,
+        board.breaker(row),
         max_batch=options.max_batch,
         max_queue=options.max_queue,
         max_delay_s=options.max_delay_ms / 1000,

@@ -18,6 +18,7 @@ from modelctl.serve.models import Models
 
 DRAIN_S = 0.5  # how long connections are still taken after the request to end
 END_S = 0.02  # how often it is looked whether all is answered
+CLOSE_S = 1.0  # how long a model may take to finish what nobody waits for
 FULL_S = 0.5  # how long none is taken once there is no room for more
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -37,8 +38,8 @@ def work(
     worker = _Worker(App(models, options), options, listener)
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         runner.run(worker.run(answering, parent))
-    for model in models:
-        model.runner.close()
+    if not all(model.runner.close(CLOSE_S) for model in models):
+        os._exit(0)  # a model hangs in its thread, and Python would abort at its own end
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

@@ -9,6 +9,7 @@ import pytest
 
 from modelctl.errors import DataError
 from modelctl.serve.batching import Pace, Runner, Tensors
+from modelctl.serve.breaker import Breaker
 from modelctl.serve.metrics import Tally
 from modelctl.serve.refusal import Refused
 
@@ -35,7 +36,7 @@ class Doubling:
 
 def runner_of(run: Any, pace: Pace, max_batch: int = 8, max_queue: int = 100) -> tuple[Runner, Tally]:
     tally = Tally()
-    return Runner(run, pace, tally, max_batch=max_batch, max_queue=max_queue), tally
+    return Runner(run, pace, tally, Breaker(), max_batch=max_batch, max_queue=max_queue), tally
 
 
 def rows(*values: float, width: int = 2) -> Tensors:
@@ -218,7 +219,7 @@ def test_a_delay_waits_for_company_but_not_longer_than_for_a_full_run(pace: Pace
     model = Doubling()
 
     async def go() -> None:
-        runner = Runner(model, pace, Tally(), max_batch=4, max_queue=100, max_delay_s=0.05)
+        runner = Runner(model, pace, Tally(), Breaker(), max_batch=4, max_queue=100, max_delay_s=0.05)
         first = Asked(runner, rows(1))
         await asyncio.sleep(0.005)
         others = [Asked(runner, rows(2)), Asked(runner, rows(3))]
