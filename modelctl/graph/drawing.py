@@ -5,8 +5,13 @@ no style sheets shows the light one. Sizes are in user units, pixels where a pic
 """
 
 import math
+import shlex
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from xml.sax.saxutils import escape
+
+from modelctl.errors import UsageError
+from modelctl.staging import refuse_no_file, refuse_no_folder, stage, sync
 
 # Each role's colour on a light screen and on a dark one; series keep apart for those who don't see red and green.
 COLOURS = {
@@ -114,3 +119,23 @@ def short(number: float) -> str:
 def plain(words: str) -> str:
     """Text that is sound XML, whatever a file is called."""
     return escape("".join(one if one.isprintable() else " " for one in words))
+
+
+def check_place(path: Path, kind: str) -> None:
+    """UsageError where a picture can't be written, or would take the place of what is no picture of that kind."""
+    refuse_no_folder(path)
+    refuse_no_file(path)
+    if path.exists():
+        head = head_of(kind).encode()
+        with path.open("rb") as file:
+            if file.read(len(head)) != head:
+                raise UsageError(f"{path}: stands already, and {kind} did not draw it", f"rm {shlex.quote(str(path))}")
+
+
+def write(path: Path, picture: str) -> None:
+    """Put a picture at `path`, whole or not at all."""
+    with stage(path.parent, path.name) as staged:
+        made = staged.folder / path.name
+        made.write_text(picture, encoding="utf-8")
+        sync(made)
+        made.replace(path)

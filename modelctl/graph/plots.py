@@ -10,7 +10,6 @@ from modelctl.graph.drawing import (
     document,
     dot,
     frame,
-    head_of,
     line,
     log_place,
     log_ticks,
@@ -24,7 +23,6 @@ from modelctl.graph.drawing import (
 Row = Mapping[str, Any]
 
 KIND = "eval"
-HEAD_OF_EVAL = head_of(KIND)  # how each picture of `report` begins
 
 PANEL, MARGIN, HEAD, FOOT = 440, 70, 70, 100  # of a panel its side, and what lies around it
 MOST_NUMBERED = 20  # classes; with more of them a cell is too small for its number

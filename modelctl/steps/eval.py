@@ -1,6 +1,5 @@
 """`eval`: accuracy with its interval, latency, size, parameters, beside a baseline; gates turn a no into exit 1."""
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,12 @@ from modelctl.data import open_data
 from modelctl.data.samples import Array
 from modelctl.errors import CheckFailed, DataError, UnsupportedError, UsageError
 from modelctl.formats import onnx as onnx_format
-from modelctl.graph import chance, classes, intervals, measure, plots, scores, slices
+from modelctl.graph import chance, classes, drawing, intervals, measure, plots, scores, slices
 from modelctl.graph.channels import costs
 from modelctl.graph.session import Session
 from modelctl.options import EvalOptions, Metric
 from modelctl.progress import Progress, silent
 from modelctl.report import Report
-from modelctl.staging import refuse_no_file, refuse_no_folder, stage, sync
 
 MEGABYTE = 10**6
 # Of each gate that wants at least so much, and of each that wants at most so much, where the found is in the facts.
@@ -41,7 +39,7 @@ def eval(model: Artifact, options: EvalOptions, progress: Progress = silent) -> 
     not onnx; of a sealed model, what `envelope.open_sealed` raises; of a metric of one's own, what `scores.own` does.
     """
     if options.plot is not None:
-        _check_plot(Path(options.plot))
+        drawing.check_place(Path(options.plot), plots.KIND)
     payload = _opened(model, options, progress)
     graph = onnx_format.parse(payload)  # says what is wrong with a file that is none better than onnxruntime does
     session = Session(payload, provider=options.provider)
@@ -60,7 +58,7 @@ def eval(model: Artifact, options: EvalOptions, progress: Progress = silent) -> 
     gates = _gates(facts, options)
     facts |= {"gates": gates} if gates else {}
     if options.plot is not None:
-        _write(Path(options.plot), plots.report(model.path.name, seen.confusion, _latencies(facts)))
+        drawing.write(Path(options.plot), plots.report(model.path.name, seen.confusion, _latencies(facts)))
         facts["plot"] = options.plot
     missed = [
         f"{name} wanted {gate['wanted']:g}, found {gate['found']:.6g}"
@@ -197,21 +195,3 @@ def _latencies(facts: dict[str, Any]) -> list[dict[str, Any]]:
     """One row for each batch that was timed."""
     rows: list[dict[str, Any]] = facts.get("latencies", [facts["latency"]])
     return rows
-
-
-def _check_plot(path: Path) -> None:
-    """UsageError where a picture can't be written, or would take the place of one that `eval` did not draw."""
-    refuse_no_folder(path)
-    refuse_no_file(path)
-    if path.exists():
-        with path.open("rb") as file:
-            if file.read(len(plots.HEAD_OF_EVAL)) != plots.HEAD_OF_EVAL.encode():
-                raise UsageError(f"{path}: stands already, and eval did not draw it", f"rm {shlex.quote(str(path))}")
-
-
-def _write(path: Path, text: str) -> None:
-    with stage(path.parent, path.name) as staged:
-        made = staged.folder / path.name
-        made.write_text(text, encoding="utf-8")
-        sync(made)
-        made.replace(path)
