@@ -113,11 +113,10 @@ def _trial(session: Session, options: EvalOptions) -> measure.Trial:
 class _Seen:
     """What `eval` tells of the answers beyond their score; the confusion matrix is kept for the plot."""
 
-    answers: Array | None = None
-
     def __init__(self, trial: measure.Trial, options: EvalOptions) -> None:
         self.trial = trial
         self.options = options
+        self.answers: Array | None = None
         self.confusion: Array | None = None
 
     def look(self, before: Array | None, answers: Array) -> dict[str, Any]:
