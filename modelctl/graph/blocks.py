@@ -10,10 +10,12 @@ GatherBlockQuantized takes a table [rows, K] as bytes [rows, K * bits / 8] and t
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import onnx
 
 from modelctl.data.samples import Array
 
@@ -65,6 +67,35 @@ class Coded:
         scale, zero = (np.repeat(one, self.coding.block, 0)[: len(self.numbers)] for one in (self.scale, self.zero))
         found: Array = (self.numbers.astype(np.float32) - zero) * scale.astype(np.float32)
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What was done with a node's weight; `reason`: why it was left. Sizes are told at the first node that reads it.
+
+    `node` is its name, or that of what it gives where it has none; `kind` the operator that it was.
+    """
+
+    node: str
+    kind: str
+    weight: str
+    coding: Coding | None = None
+    error: float = 0.0
+    corrected: bool = False
+    bytes_before: int = 0
+    bytes_after: int = 0
+    reason: str = ""
+
+
+def decisions(nodes: Sequence[onnx.NodeProto], of_weight: Decision) -> list[Decision]:
+    """What is decided of a weight, for each node that reads it."""
+    told = [replace(of_weight, node=called(node), kind=node.op_type) for node in nodes]
+    return [*told[:1], *(replace(one, bytes_before=0, bytes_after=0) for one in told[1:])]
+
+
+def called(node: onnx.NodeProto) -> str:
+    """A node's name, or that of what it gives."""
+    return node.name or node.output[0]
 
 
 def grid(values: Array, coding: Coding, kind: np.dtype[Any]) -> tuple[Array, Array]:

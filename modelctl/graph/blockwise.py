@@ -7,7 +7,7 @@ not at all where one of them can't take it so: then the float form would stay be
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,21 @@ from onnx import TensorProto, helper, numpy_helper
 from modelctl.artifact import Payload
 from modelctl.data.samples import Array
 from modelctl.errors import UsageError
-from modelctl.graph import weights
-from modelctl.graph.blocks import BITS, BLOCKS, Coded, Coding, for_lookup, for_product, plainly
-from modelctl.graph.correction import corrected
+from modelctl.graph import names, weights
+from modelctl.graph.blocks import (
+    BITS,
+    BLOCKS,
+    Coded,
+    Coding,
+    Decision,
+    called,
+    decisions,
+    for_lookup,
+    for_product,
+    plainly,
+)
+from modelctl.graph.correction import corrected, relative_error
+from modelctl.graph.sources import groups
 from modelctl.graph.watching import Batches, moments
 
 MICROSOFT = "com.microsoft"
@@ -56,24 +68,6 @@ class Packing:
             raise UsageError(f"weights are packed in {BITS} bits and blocks of {BLOCKS}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Decision:
-    """What was done with a node's weight; `reason`: why it was left. Sizes are told at the first node that reads it.
-
-    `node` is its name, or that of what it gives where it has none; `kind` the operator that it was.
-    """
-
-    node: str
-    kind: str
-    weight: str
-    coding: Coding | None = None
-    error: float = 0.0
-    corrected: bool = False
-    bytes_before: int = 0
-    bytes_after: int = 0
-    reason: str = ""
-
-
 @dataclass(eq=False)
 class _Job:
     """A weight and the nodes that read it, all in the same way: as [K, N], or turned; in a product or in a lookup."""
@@ -93,7 +87,12 @@ class _Job:
         return (second, first) if self.turned else (first, second)
 
     @property
-    def inputs(self) -> tuple[str, ...]:
+    def rows(self) -> int:
+        """K."""
+        return self.shape[0]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
         """The values that the weight is multiplied with."""
         return () if self.is_lookup else tuple(dict.fromkeys(node.input[0] for node in self.nodes))
 
@@ -103,9 +102,7 @@ class _Job:
 
     def told(self, **facts: Any) -> list[Decision]:
         """A decision for each node."""
-        of_weight = Decision(node="", kind="", weight=self.tensor.name, **facts)
-        told = [replace(of_weight, node=_called(node), kind=node.op_type) for node in self.nodes]
-        return [*told[:1], *(replace(one, bytes_before=0, bytes_after=0) for one in told[1:])]
+        return decisions(self.nodes, Decision(node="", kind="", weight=self.tensor.name, **facts))
 
 
 def pack(model: onnx.ModelProto, packing: Packing, learned: Moments | None = None) -> list[Decision]:
@@ -134,20 +131,20 @@ def pack_learning(
     """
     jobs, decisions = _plan(model, packing)
     order = _order(model)
-    for group in _groups(jobs, limit_bytes):
-        values = sorted({value for job in group for value in job.inputs})
+    for group in groups(jobs, limit_bytes):
+        values = sorted({value for job in group for value in job.sources})
         learned = moments(model, like, values, batches(), threads) if values else {}
         decisions += _carry_out(model, group, packing, learned)
     return sorted(decisions, key=lambda one: order[one.node])
 
 
+def packable(model: onnx.ModelProto, packing: Packing) -> set[str]:
+    """The names of the weights that `pack` would pack, as far as that can be told before."""
+    return {job.tensor.name for job in _plan(model, packing)[0]}
+
+
 def _order(model: onnx.ModelProto) -> dict[str, int]:
-    return {_called(node): place for place, node in enumerate(model.graph.node)}
-
-
-def _called(node: onnx.NodeProto) -> str:
-    """A node's name, or that of what it gives."""
-    return node.name or node.output[0]
+    return {called(node): place for place, node in enumerate(model.graph.node)}
 
 
 def _carry_out(model: onnx.ModelProto, jobs: list[_Job], packing: Packing, learned: Moments) -> list[Decision]:
@@ -155,21 +152,6 @@ def _carry_out(model: onnx.ModelProto, jobs: list[_Job], packing: Packing, learn
     if any(one.coding for one in decisions) and not any(one.domain == MICROSOFT for one in model.opset_import):
         model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
     return decisions
-
-
-def _groups(jobs: list[_Job], limit_bytes: int) -> Iterator[list[_Job]]:
-    """The jobs in order, cut so that the moments of each group take no more than the limit."""
-    group: list[_Job] = []
-    values: dict[str, int] = {}
-    for job in jobs:
-        wanted = dict.fromkeys(job.inputs, 8 * job.shape[0] ** 2)
-        if group and sum((values | wanted).values()) > limit_bytes:
-            yield group
-            group, values = [], {}
-        group.append(job)
-        values |= wanted
-    if group:
-        yield group
 
 
 def _plan(model: onnx.ModelProto, packing: Packing) -> tuple[list[_Job], list[Decision]]:
@@ -181,7 +163,7 @@ def _plan(model: onnx.ModelProto, packing: Packing) -> tuple[list[_Job], list[De
     for node in graph.node:
         for name in dict.fromkeys(node.input):
             readers[name].append(node)
-    inner = {name for node in graph.node for part in _subgraphs(node) for name in _named_in(part)}
+    inner = {name for node in graph.node for part in names.subgraphs(node) for name in _named_in(part)}
     jobs: list[_Job] = []
     left: list[Decision] = []
     for name in dict.fromkeys(_weight_of(node, held) for node in graph.node if node.op_type in TYPES):
@@ -197,15 +179,11 @@ def _plan(model: onnx.ModelProto, packing: Packing) -> tuple[list[_Job], list[De
     return jobs, left
 
 
-def _subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    return [part for one in node.attribute for part in (*([one.g] if one.HasField("g") else []), *one.graphs)]
-
-
 def _named_in(graph: onnx.GraphProto) -> Iterator[str]:
     """All that the nodes of a subgraph read, and what it hands out."""
     for node in weights.nodes_of(graph):
         yield from node.input
-        for part in _subgraphs(node):
+        for part in names.subgraphs(node):
             yield from (one.name for one in part.output)
     yield from (one.name for one in graph.output)
 
@@ -234,7 +212,7 @@ def _why_not(job: _Job, held: Mapping[str, onnx.TensorProto], public: Collection
         if _weight_of(node, held) != name or list(node.input).count(name) > 1:
             return f"is read by {node.op_type} too"
         if node.name in packing.exclude or node.op_type not in packing.types:
-            return "is excluded" if len(job.nodes) == 1 else f"is read by {_called(node)}, which is excluded"
+            return "is excluded" if len(job.nodes) == 1 else f"is read by {called(node)}, which is excluded"
         if (node.op_type == "Gather") != job.is_lookup or _is_turned(node) != job.turned:
             return "is read in two ways"
         trouble = _trouble(node, held)
@@ -284,8 +262,8 @@ def _packed(graph: onnx.GraphProto, job: _Job, packing: Packing, learned: Moment
     """Pack one weight in the smallest form within the error, or leave it."""
     array = job.values()
     values = np.ascontiguousarray(array, np.float32)  # [K, N] row by row, which rounding goes along
-    known = bool(job.inputs) and all(value in learned for value in job.inputs)
-    hessian = np.sum([learned[value] for value in job.inputs], 0) if known else None
+    known = bool(job.sources) and all(value in learned for value in job.sources)
+    hessian = np.sum([learned[value] for value in job.sources], 0) if known else None
     found, error = None, 0.0
     for coding in sorted(_codings(packing), key=lambda one: (_size(job, one), one.block)):
         if hessian is None:
@@ -306,27 +284,18 @@ def _packed(graph: onnx.GraphProto, job: _Job, packing: Packing, learned: Moment
     return told
 
 
-def relative_error(wanted: Array, found: Array, hessian: Array | None) -> float:
-    """‖X(W - W')‖ / ‖XW‖ for XᵀX = `hessian` [K, K]; ‖W - W'‖ / ‖W‖ without one."""
-
-    def size(matrix: Array) -> float:
-        return float(np.vdot(matrix, matrix if hessian is None else hessian @ matrix))
-
-    error, whole = size((wanted - found).astype(np.float64)), size(wanted.astype(np.float64))
-    return float(np.sqrt(max(error, 0.0) / whole)) if whole > 0 else 0.0
-
-
 def _rewrite(graph: onnx.GraphProto, job: _Job, coded: Coded, packing: Packing) -> None:
     """Put the packed form in place of a weight, and the operators that take it in place of its readers."""
-    taken = {tensor.name for tensor in graph.initializer} | {name for node in graph.node for name in node.output}
+    taken = names.taken(graph)
     old = job.tensor.name
     stored, scale, zero = (for_lookup if job.is_lookup else for_product)(coded)
-    names = [_fresh(f"{old}_{what}", taken) for what in (f"q{coded.coding.bits}", "scales", "zeros")]
-    job.tensor.CopyFrom(numpy_helper.from_array(stored, names[0]))
-    graph.initializer.append(numpy_helper.from_array(scale, names[1]))
-    if zero is not None:
-        graph.initializer.append(numpy_helper.from_array(zero, names[2]))
-    parts = names if zero is not None else names[:2]
+    parts = [names.fresh(f"{old}_{what}", taken) for what in (f"q{coded.coding.bits}", "scales", "zeros")]
+    job.tensor.CopyFrom(numpy_helper.from_array(stored, parts[0]))
+    graph.initializer.append(numpy_helper.from_array(scale, parts[1]))
+    if zero is None:
+        parts.pop()
+    else:
+        graph.initializer.append(numpy_helper.from_array(zero, parts[2]))
     shared = {"bits": coded.coding.bits, "block_size": coded.coding.block}
     for node in job.nodes:
         if job.is_lookup:
@@ -354,15 +323,7 @@ def _become(node: onnx.NodeProto, kind: str, inputs: list[str], attributes: dict
 def _add(graph: onnx.GraphProto, node: onnx.NodeProto, added: str, taken: set[str]) -> None:
     """Let an Add follow a node, under the node's output name."""
     given = node.output[0]
-    node.output[0] = _fresh(f"{given}_product", taken)
+    node.output[0] = names.fresh(f"{given}_product", taken)
     name = f"{node.name}_add" if node.name else ""
     place = next(at for at, one in enumerate(graph.node) if one.output[:1] == node.output[:1])
     graph.node.insert(place + 1, helper.make_node("Add", [node.output[0], added], [given], name))
-
-
-def _fresh(like: str, taken: set[str]) -> str:
-    number = 0
-    while (name := f"{like}{number or ''}") in taken:
-        number += 1
-    taken.add(name)
-    return name

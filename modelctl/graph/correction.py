@@ -14,7 +14,7 @@ from modelctl.data.samples import Array
 from modelctl.graph.blocks import Coded, Coding, grid, rounded
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it (the article's)
-CHUNK = 128  # rows whose errors reach the rest in one product; a whole number of blocks
+CHUNK = 32  # rows, at least, whose errors reach the rest in one product; it is a whole number of blocks
 
 
 def corrected(
@@ -32,8 +32,9 @@ def corrected(
     starts = range(0, rows, coding.block)
     grids = [grid(weight[start : start + coding.block], coding, kind) for start in starts]
     numbers = np.empty(weight.shape, np.uint8)
-    for start in range(0, rows, CHUNK):
-        end = min(start + CHUNK, rows)
+    chunk = -(-CHUNK // coding.block) * coding.block
+    for start in range(0, rows, chunk):
+        end = min(start + chunk, rows)
         errors = np.empty((end - start, weight.shape[1]))
         for row in range(start, end):
             place = int(order[row])
@@ -49,10 +50,33 @@ def corrected(
     return Coded(coding, numbers, np.stack([one for one, _ in grids]), np.stack([one for _, one in grids]))
 
 
+def relative_error(wanted: Array, found: Array, hessian: Array | None) -> float:
+    """‖X(W - W')‖ / ‖XW‖ for XᵀX = `hessian` [K, K]; ‖W - W'‖ / ‖W‖ without one."""
+
+    def size(matrix: Array) -> float:
+        return float(np.vdot(matrix, matrix if hessian is None else hessian @ matrix))
+
+    error, whole = size((wanted - found).astype(np.float64)), size(wanted.astype(np.float64))
+    return float(np.sqrt(max(error, 0.0) / whole)) if whole > 0 else 0.0
+
+
 def _spread(moments: Array, damping: float) -> Array:
     """The upper Cholesky factor of the damped moments' inverse."""
     damped = moments.astype(np.float64)
     diagonal = np.einsum("ii->i", damped)
     diagonal[diagonal == 0] = 1
     diagonal += damping * diagonal.mean()
-    return np.linalg.cholesky(np.linalg.inv(damped)).T
+    # H = L·Lᵀ of H turned about both ways gives U = L⁻¹ turned back, without the inverse of H.
+    return _inverse(np.linalg.cholesky(damped[::-1, ::-1]))[::-1, ::-1]
+
+
+def _inverse(lower: Array) -> Array:
+    """The inverse of a lower triangle, in halves: a quarter of the work that it is for any matrix."""
+    size = len(lower) // 2
+    if size < 32:
+        return np.linalg.inv(lower)
+    first, second = _inverse(lower[:size, :size]), _inverse(lower[size:, size:])
+    found = np.zeros_like(lower)
+    found[:size, :size], found[size:, size:] = first, second
+    found[size:, :size] = -second @ (lower[size:, :size] @ first)
+    return found

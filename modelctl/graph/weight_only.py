@@ -1,79 +1,103 @@
-"""Weights stored in 8 bits and computed with in float: int8 initializer → Cast → Mul by the scale → where it was used.
+"""Weights in 4 or 8 bits, activations in float: one door to the forms that such a model can have.
 
-onnxruntime folds Cast and Mul of constants when it loads a model, so that such a model runs as fast as the float one.
-(A DequantizeLinear would be left in place, for integer kernels to be found, and be run every time: ×0.60 on a small
-net.) A tool that folds constants into a file would undo the saving.
-
-The scale is symmetric, max|w| / 127, one for each output channel where there is one, as in onnxruntime.quantization.
+Which form is best depends on the processor and on how much goes through a product at a time, so that none is chosen
+here: a search times them. On a processor with AVX2 alone, the products of a sentence encoder ran no slower stored than
+in float, and in blocks of eight bits always slower.
 """
 
-import numpy as np
+from collections.abc import Collection
+from enum import StrEnum
+from pathlib import Path
+
 import onnx
-from onnx import helper, numpy_helper
 
-from modelctl.data.samples import Array
-from modelctl.graph import weights
-from modelctl.options import QuantizeOptions
+from modelctl.errors import UnsupportedError
+from modelctl.formats import onnx as onnx_format
+from modelctl.graph import blockwise, clean, unpacking
+from modelctl.graph.blocks import Decision
+from modelctl.graph.blockwise import LIMIT_BYTES, Packing
+from modelctl.graph.unpacking import OPSET_OF_4_BITS, TYPES
+from modelctl.graph.watching import Batches
 
-MIN_NUMBERS = 256  # below that a scale and two nodes cost more than is saved
-LEVELS = 127
-TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", "LSTM", "GRU", "RNN")
+
+class Form(StrEnum):
+    """What becomes of a weight when a file is loaded."""
+
+    STORED = "stored"
+    """It is unpacked into floats: as fast as before, and as large in memory. Weights of all types."""
+    BLOCKS = "blocks"
+    """It is multiplied with as it is, in float. MatMul, Gemm and Gather; others are stored."""
+    INTEGERS = "integers"
+    """The same, but activations are rounded to 8 bits on the way into a product."""
 
 
-def quantize(model: onnx.ModelProto, options: QuantizeOptions, per_channel: bool) -> onnx.ModelProto:
-    """A copy of `model` whose weights are stored in int8, where all that use one are of the types to quantize."""
+def quantize(
+    model: onnx.ModelProto,
+    name: str,
+    *,
+    bits: int = 8,
+    form: Form = Form.STORED,
+    types: Collection[str] = TYPES,
+    excluded: Collection[str] = (),
+    per_channel: bool = True,
+    block: int | None = None,
+    max_error: float | None = None,
+    batches: Batches | None = None,
+    threads: int = 1,
+    limit_bytes: int = LIMIT_BYTES,
+) -> tuple[onnx.ModelProto, list[Decision]]:
+    """A copy of `model`, called `name`, with weights in 4 or 8 bits, and what was done with the weight of each node.
+
+    A weight stays in float where a node reads it that is of none of `types` or is `excluded` by name, or where its
+    relative error would be above `max_error`. `block` is how many numbers share a scale, by default 32 where they are
+    stored in four bits and else what gives the smallest file; `per_channel` is for what is stored in eight bits.
+    Rounding is corrected on what `batches` bring, all of them anew each time they are called: as seldom as moments
+    within `limit_bytes` allow. Weights of convolutions are stored in 8 bits where the opset can't be raised to the one
+    that knows four. DataError for samples that don't fit; UsageError for other bits or blocks.
+    """
+    packing = Packing(
+        bits=bits,
+        block=block if form is not Form.STORED else None,
+        max_error=max_error,
+        accuracy_level=4 if form is Form.INTEGERS else 0,
+        types=[one for one in types if one in blockwise.TYPES] if form is not Form.STORED else (),
+        exclude=excluded,
+    )
+    copy, stored_bits = _ready(model, name, packing, types)
+    like = onnx_format.undescribed({Path(name).name: b""})
+    told: list[Decision] = []
+    if form is not Form.STORED:
+        if batches is None:
+            told = blockwise.pack(copy, packing)
+        else:
+            told = blockwise.pack_learning(copy, packing, like, batches, threads, limit_bytes)
+    stored = unpacking.store(
+        copy,
+        stored_bits,
+        like,
+        types=types,
+        excluded=excluded,
+        per_channel=per_channel,
+        block=block or unpacking.BLOCK,
+        max_error=max_error,
+        batches=batches,
+        threads=threads,
+        limit_bytes=limit_bytes,
+    )
+    return copy, [*(one for one in told if one.coding), *stored]
+
+
+def _ready(model: onnx.ModelProto, name: str, packing: Packing, types: Collection[str]) -> tuple[onnx.ModelProto, int]:
+    """A copy in which weights can be stored in as many bits as asked for, and in how many they can be."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    graph = copy.graph
-    wanted = set(options.op_types or TYPES)
-    public = {one.name for one in (*graph.input, *graph.output)}
-    unpacking: list[onnx.NodeProto] = []
-    for tensor in weights.prunable(copy):
-        users = [node for node in weights.nodes_of(graph) if tensor.name in node.input]
-        if any(node.op_type not in wanted or node.name in options.excludes for node in users):
-            continue
-        values = numpy_helper.to_array(tensor)
-        if values.size < MIN_NUMBERS or tensor.name in public or not np.isfinite(values).all():
-            continue
-        packed, scale = pack(values, _axis(users[0], values.ndim) if per_channel else None)
-        unpacking += _unpacking(tensor, scale, graph)
-        tensor.CopyFrom(numpy_helper.from_array(packed, tensor.name + "_int8"))
-    nodes = [*unpacking, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    return copy
-
-
-def pack(values: Array, axis: int | None) -> tuple[Array, Array]:
-    """int8 of the same shape, and the scale that gives the values back: 1 long in every axis but `axis`."""
-    values = values.astype(np.float32)
-    others = tuple(one for one in range(values.ndim) if one != axis)
-    scale = np.abs(values).max(axis=others, keepdims=True) / LEVELS
-    scale[scale == 0] = 1
-    return np.clip(np.rint(values / scale), -LEVELS, LEVELS).astype(np.int8), scale.astype(np.float32)
-
-
-def _axis(user: onnx.NodeProto, rank: int) -> int | None:
-    """Along which axis of the weight the user's output channels lie."""
-    transposed = any(one.name == "transB" and one.i for one in user.attribute)
-    match user.op_type:
-        case "Conv" | "Gather":
-            return 0
-        case "ConvTranspose":
-            return 1
-        case "Gemm":
-            return 0 if transposed else 1
-        case "MatMul":
-            return rank - 1
-    return None
-
-
-def _unpacking(tensor: onnx.TensorProto, scale: Array, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """Nodes that give `tensor` back under its name, in its type, from its int8 form; its scale joins the graph."""
-    name, kind = tensor.name, tensor.data_type
-    stored = scale.astype(helper.tensor_dtype_to_np_dtype(kind))
-    graph.initializer.append(numpy_helper.from_array(stored, name + "_scale"))
-    return [
-        helper.make_node("Cast", [name + "_int8"], [name + "_float"], name=name + "_unpack", to=kind),
-        helper.make_node("Mul", [name + "_float", name + "_scale"], [name], name=name + "_rescale"),
-    ]
+    if packing.bits == 8:
+        return copy, 8
+    rest = {one.name for one in unpacking.storable(copy, types, packing.exclude)} - blockwise.packable(copy, packing)
+    opset = next((one.version for one in copy.opset_import if one.domain in ("", "ai.onnx")), 0)
+    if not rest or opset >= OPSET_OF_4_BITS:
+        return copy, 4
+    try:
+        return clean.raised(copy, OPSET_OF_4_BITS, name), 4
+    except UnsupportedError:
+        return copy, 8

@@ -133,10 +133,10 @@ def test_correction_lessens_the_error_of_a_product() -> None:
     weight = random.standard_normal((160, 12)).astype(np.float32)
     coding = Coding(4, 32, True)
     hessian = fresh.T @ fresh
-    plain = blockwise.relative_error(weight, blocks.plainly(weight, coding, weight.dtype).values(), hessian)
+    plain = correction.relative_error(weight, blocks.plainly(weight, coding, weight.dtype).values(), hessian)
     for by_size in (True, False):
         found = correction.corrected(weight, seen.T @ seen, coding, weight.dtype, by_size)
-        assert blockwise.relative_error(weight, found.values(), hessian) < plain / 2
+        assert correction.relative_error(weight, found.values(), hessian) < plain / 2
         assert np.abs(found.values()[7] - weight[7]).max() < np.abs(weight).max() / 4
 
 

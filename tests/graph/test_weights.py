@@ -4,14 +4,13 @@ import onnx
 from onnx import helper
 
 from modelctl.data.samples import Array
-from modelctl.graph import prepare, weight_only, weights
-from modelctl.options import QuantizeOptions
+from modelctl.graph import prepare, unpacking, weight_only, weights
 
 
 def test_weights_are_counted_whether_quantized_or_not() -> None:
     model = nets.convolutional()
     before = weights.count(model)
-    packed = weight_only.quantize(model, QuantizeOptions(), per_channel=True)
+    packed, _ = weight_only.quantize(model, "net.onnx")
     assert weights.count(packed).parameters == before.parameters
     assert weights.is_quantized(packed)
     assert not weights.is_quantized(model)
@@ -47,7 +46,7 @@ def test_packed_weights_are_within_half_a_step() -> None:
     values = np.random.default_rng(0).standard_normal((4, 5)).astype(np.float32)
     values[2] = 0
     for axis in (0, 1, None):
-        packed, scale = weight_only.pack(values, axis)
+        packed, scale = unpacking.pack(values, axis)
         assert np.all(np.abs(packed * scale - values) <= scale / 2 + 1e-7)
         assert np.all(packed[2] == 0)
 
