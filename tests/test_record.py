@@ -39,7 +39,14 @@ def test_a_data_reference_is_taken_apart(text: str, split: str | None, limit: in
     assert DataRef.parse(text) == DataRef(Path("s.npz"), split, limit)
 
 
-@pytest.mark.parametrize("rest", ["split=", "split=val", "limit=0", "limit=-1", "limit=x", "limit=²", "limit=",
+def test_a_target_and_code_that_gives_samples_are_told_apart() -> None:
+    assert DataRef.parse("s.npz#target=a%2Cb,limit=5") == DataRef(Path("s.npz"), None, 5, "a,b")
+    assert DataRef.parse("mine.data:samples#limit=5") == DataRef(Path("mine.data:samples"), None, 5, is_code=True)
+    Path("mine:samples").write_bytes(b"a file of such a name")
+    assert not DataRef.parse("mine:samples").is_code
+
+
+@pytest.mark.parametrize("rest", ["split=", "split=val", "target=", "limit=0", "limit=-1", "limit=x", "limit=²", "limit=",
                                   "frob=1", "limit=99999999999", "split"])  # fmt: skip
 def test_an_odd_selection_is_refused_with_a_line_to_type(rest: str) -> None:
     with pytest.raises(UsageError, match=r"--data s\.npz#.*: can't select") as caught:
