@@ -46,8 +46,8 @@ def test_a_target_and_code_that_gives_samples_are_told_apart() -> None:
     assert not DataRef.parse("mine:samples").is_code
 
 
-@pytest.mark.parametrize("rest", ["split=", "split=val", "target=", "limit=0", "limit=-1", "limit=x", "limit=²", "limit=",
-                                  "frob=1", "limit=99999999999", "split"])  # fmt: skip
+@pytest.mark.parametrize("rest", ["split=", "split=val", "target=", "limit=0", "limit=-1", "limit=x", "limit=²",
+                                  "limit=", "frob=1", "limit=99999999999", "split"])  # fmt: skip
 def test_an_odd_selection_is_refused_with_a_line_to_type(rest: str) -> None:
     with pytest.raises(UsageError, match=r"--data s\.npz#.*: can't select") as caught:
         DataRef.parse(f"s.npz#{rest}")
