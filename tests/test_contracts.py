@@ -20,7 +20,7 @@ PROMISED = {
     "export": "--weights --input --opset --rtol --atol --data --allow-vacuous --unsafe-pickle",
     "optimize": "--float16 --rtol --atol --allow-vacuous --data --max-drop --min-speedup",
     "quantize": "--method --bits --calibration --per-channel --per-tensor --data --samples --max-drop --min-speedup "
-    "--op-type --exclude",
+    "--op-type --exclude --target --min-agreement --smooth --no-smooth --time-budget-s --provider --explain --plot",
     "prune": "--method --sparsity --threshold --keep --pattern --target --importance --scope --schedule --epochs --lr "
     "--align --data --max-drop --min-speedup",
     "distill": "--student --student-size --temperature --alpha --epochs --batch-size --lr --data",

@@ -168,6 +168,8 @@ def judge(name: str, facts: dict[str, Any], options: MeasuredOptions, same_graph
         missed.append(
             f"loses {facts['drop_pp']:.2f} points of {facts['accuracy']['metric']}, at most {options.max_drop:g}"
         )
+    if options.min_agreement is not None and facts["alike"] < options.min_agreement:
+        missed.append(f"answers {facts['alike']:.4f} like its input, at least {options.min_agreement:g} was asked for")
     if options.min_speedup is not None and speedup["value"] < options.min_speedup:
         missed.append(f"runs at ×{speedup['value']:.2f} of the input, at least ×{options.min_speedup:g} was asked for")
     elif not (options.allow_regression or same_graph) and speedup["high"] < latency.SLOWER_BELOW:
@@ -223,6 +225,7 @@ def _score(before: Array, after: Array, trial: Trial) -> dict[str, Any]:
     if before.shape != after.shape:
         raise DataError(f"the two models answer differently: {list(before.shape)} and {list(after.shape)}")
     facts: dict[str, Any] = dict(scores.agreement(before, after))
+    facts["alike"] = scores.alike(before, after, None if trial.samples is None else trial.samples.labels)
     if trial.samples is not None and trial.samples.labels is not None:
         was = scores.score(trial.metric, before, trial.samples, trial.data, trial.seed)
         now = scores.score(trial.metric, after, trial.samples, trial.data, trial.seed)

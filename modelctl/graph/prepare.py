@@ -8,12 +8,12 @@ quantization after them up through the pool, whose integer kernel costs ten time
 
 import math
 from collections import Counter
+from collections.abc import Collection
 
 import onnx
-from onnx import version_converter
 from onnxscript import optimizer
 
-from modelctl.errors import UnsupportedError
+from modelctl.graph import clean
 from modelctl.graph.chatter import hushed
 
 MIN_OPSET = 13  # below it a DequantizeLinear has no axis
@@ -23,7 +23,11 @@ FEW_INPUTS = 64  # numbers that go into one output of a convolution: at 25 int8 
 
 def prepare(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     """A folded copy of `model`, called `name`, every node with a name; UnsupportedError if its opset is too old."""
-    model = _raised(model, name)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    version = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), MIN_OPSET)
+    model = clean.raised(copy, max(version, MIN_OPSET), name)
+    clean.hide_weights(model)
     del model.graph.value_info[:]  # what stands there may be stale, and shapes are inferred again
     with hushed():
         folded: onnx.ModelProto = optimizer.optimize(model)
@@ -66,8 +70,11 @@ def products(model: onnx.ModelProto) -> list[str]:
     return [node.name for node in model.graph.node if node.op_type == "MatMul" and not held & set(node.input)]
 
 
-def pool_before_relu(model: onnx.ModelProto, convolutions: list[str]) -> None:
-    """Turn Conv, Relu, MaxPool into Conv, MaxPool, Relu after each of `convolutions`, in place."""
+def pool_before_relu(model: onnx.ModelProto, convolutions: Collection[str]) -> None:
+    """Turn Conv, Relu, MaxPool into Conv, MaxPool, Relu after each of `convolutions` (by name), in place.
+
+    What is passed between the two is another value then, and has another name.
+    """
     graph = model.graph
     uses = Counter(name for node in graph.node for name in node.input) + Counter(one.name for one in graph.output)
     maker = {name: node for node in graph.node for name in node.output}
@@ -79,23 +86,8 @@ def pool_before_relu(model: onnx.ModelProto, convolutions: list[str]) -> None:
         if source is not None and source.name in convolutions:
             kept = onnx.NodeProto()
             kept.CopyFrom(relu)
-            between, last = relu.output[0], pool.output[0]
+            between, last = f"{relu.output[0]}_pooled", pool.output[0]
             relu.CopyFrom(pool)
             relu.input[0], relu.output[0] = kept.input[0], between
             pool.CopyFrom(kept)
             pool.input[0], pool.output[0] = between, last
-
-
-def _raised(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """A copy whose opset is at least `MIN_OPSET`."""
-    version = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), MIN_OPSET)
-    if version >= MIN_OPSET:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
-        return copy
-    try:
-        raised = version_converter.convert_version(model, MIN_OPSET)
-    except (RuntimeError, version_converter.ConvertError) as error:
-        raise UnsupportedError(f"{name}: is of opset {version}, and can't be raised to {MIN_OPSET}: {error}") from error
-    raised.ir_version = max(raised.ir_version, 7)
-    return raised

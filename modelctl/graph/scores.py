@@ -13,6 +13,7 @@ import numpy as np
 from modelctl import factory
 from modelctl.data.samples import Array, Samples
 from modelctl.errors import DataError
+from modelctl.graph import classes
 from modelctl.graph.intervals import Measure, bootstrap, wilson
 from modelctl.options import Metric
 
@@ -127,8 +128,9 @@ def check(metric: Metric | Own, answers: Array, labels: Array) -> None:
     if answers.ndim != 2 or answers.shape[1] < 2 or labels.dtype.kind != "i":
         raise DataError(f"{metric} needs answers [N, classes] and integer labels, found {found}", "--metric rmse")
     if labels.min() < 0 or labels.max() >= answers.shape[1]:
-        classes = answers.shape[1]
-        raise DataError(f"labels run from {labels.min()} to {labels.max()}, but the model answers {classes} classes")
+        raise DataError(
+            f"labels run from {labels.min()} to {labels.max()}, but the model answers {answers.shape[1]} classes"
+        )
 
 
 def hits(answers: Array, labels: Array, count: int) -> Array:
@@ -187,6 +189,17 @@ def agreement(before: Array, after: Array) -> dict[str, float]:
         found = cosines(before, after)
         told |= {"cosine": float(found.mean()), "cosine_lowest": float(found.min())}
     return told
+
+
+def alike(before: Array, after: Array, labels: Array | None) -> float:
+    """How alike two models answer, 0 to 1: what `--min-agreement` is held against.
+
+    Where the labels are classes and the answers [N, classes], the share of samples with the same class; of any other
+    answers the mean over samples of the cosine between the two.
+    """
+    if classes.fit(before, labels):
+        return float((before.argmax(axis=1) == after.argmax(axis=1)).mean())
+    return float(cosines(before.reshape(len(before), -1), after.reshape(len(after), -1)).mean())
 
 
 def cosines(before: Array, after: Array) -> Array:

@@ -9,6 +9,7 @@ from modelctl.knobs import Options as Options
 from modelctl.knobs import granted_threads as granted_threads
 from modelctl.options.choices import Calibration as Calibration
 from modelctl.options.choices import Device as Device
+from modelctl.options.choices import Goal as Goal
 from modelctl.options.choices import Importance as Importance
 from modelctl.options.choices import KeyType as KeyType
 from modelctl.options.choices import Loss as Loss
@@ -23,8 +24,8 @@ from modelctl.options.choices import Scope as Scope
 from modelctl.options.compression import DistillOptions as DistillOptions
 from modelctl.options.compression import OptimizeOptions as OptimizeOptions
 from modelctl.options.compression import PruneOptions as PruneOptions
-from modelctl.options.compression import QuantizeOptions as QuantizeOptions
 from modelctl.options.compression import TrainOptions as TrainOptions
+from modelctl.options.quantizing import QuantizeOptions as QuantizeOptions
 from modelctl.options.shared import MeasuredOptions as MeasuredOptions
 from modelctl.options.shared import OpeningOptions as OpeningOptions
 from modelctl.options.shared import StepOptions as StepOptions

@@ -4,11 +4,24 @@ from enum import StrEnum
 
 
 class Method(StrEnum):
-    """How `quantize` lowers the number of bits."""
+    """How `quantize` lowers the number of bits; auto: what a search finds to do best."""
 
+    AUTO = "auto"
     STATIC = "static"
     DYNAMIC = "dynamic"
     WEIGHT_ONLY = "weight-only"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    FIXED_POINT = "fixed-point"
+    QAT = "qat"
+
+
+class Goal(StrEnum):
+    """What `quantize` makes the most of within the budget: the fastest file, the smallest, or speed times smallness."""
+
+    LATENCY = "latency"
+    SIZE = "size"
+    BOTH = "both"
 
 
 class Calibration(StrEnum):
@@ -17,6 +30,7 @@ class Calibration(StrEnum):
     MINMAX = "minmax"
     ENTROPY = "entropy"
     PERCENTILE = "percentile"
+    MSE = "mse"
 
 
 class PruneMethod(StrEnum):

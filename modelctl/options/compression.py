@@ -1,4 +1,4 @@
-"""The knobs of the steps that change what a model computes with: optimize, quantize, prune, distill, train."""
+"""The knobs of the steps that change what a model computes with: optimize, prune, distill, train."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,11 +7,9 @@ from typing import Annotated
 from modelctl.errors import UsageError
 from modelctl.knobs import Knob, Remembered
 from modelctl.options.choices import (
-    Calibration,
     Device,
     Importance,
     Loss,
-    Method,
     Optimizer,
     Precision,
     PruneMethod,
@@ -43,23 +41,6 @@ class OptimizeOptions(MeasuredOptions):
     def float16_tolerance(self) -> float:
         """The largest relative difference of a result in float16."""
         return 2e-2 if self.rtol is None else self.rtol
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantizeOptions(MeasuredOptions):
-    """`quantize`: fewer bits."""
-
-    method: Annotated[Method | None, Knob("how; by default static with --data, weight-only without")] = None
-    bits: Annotated[int, Knob("bits of a weight", low=8, high=8)] = 8
-    calibration: Annotated[Calibration, Knob("how the ranges of activations are found")] = Calibration.MINMAX
-    per_channel: Annotated[bool, Knob("one scale a channel, not one a tensor", flag="--per-channel/--per-tensor")] = (
-        True
-    )
-    samples: Annotated[int, Knob("samples to calibrate on", low=1)] = 512
-    op_types: Annotated[
-        tuple[str, ...], Knob("operator type to quantize; repeatable; by default those that gain", flag="--op-type")
-    ] = ()
-    excludes: Annotated[tuple[str, ...], Knob("node to leave in float; repeatable", flag="--exclude")] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

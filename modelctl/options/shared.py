@@ -56,6 +56,15 @@ class MeasuredOptions(StepOptions):
     max_drop: Annotated[
         float | None, Knob("largest loss of the metric, in percentage points, else exit 1", low=0, high=100)
     ] = None
+    min_agreement: Annotated[
+        float | None,
+        Knob(
+            "smallest share of samples that are answered as by the input; where answers are no classes the smallest "
+            "cosine between the two, a mean; else exit 1",
+            low=0,
+            high=1,
+        ),
+    ] = None
     min_speedup: Annotated[
         float | None, Knob("smallest speed relative to the input, else exit 1", low=0, high=1000)
     ] = None
@@ -66,6 +75,8 @@ class MeasuredOptions(StepOptions):
         super().__post_init__()
         if self.max_drop is not None and self.data is None:
             raise UsageError("--max-drop needs samples to score", "add --data samples.npz")
+        if self.min_agreement is not None and self.data is None:
+            raise UsageError("--min-agreement needs samples to answer", "add --data samples.npz")
 
 
 @dataclass(frozen=True, kw_only=True)

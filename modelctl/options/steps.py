@@ -112,20 +112,20 @@ class PullOptions(Options):
     keys: Annotated[tuple[str, ...], SIGNERS] = ()
 
 
+_SEVERAL_THREADS = Knob(
+    "threads to use; 0: as many as the container grants, and one to time a model on; of several, such as 1,2,4, the "
+    "first counts for gates",
+    low=0,
+    high=4096,
+    remembered=Remembered.NOT,
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(OpeningOptions):
     """`eval`: accuracy, latency, size; gates."""
 
-    threads: Annotated[  # type: ignore[assignment]  # read by its methods only
-        int | str,
-        Knob(
-            "threads to use; 0: as many as the container grants, and one to time a model on; of several, such as "
-            "1,2,4, the first counts for gates",
-            low=0,
-            high=4096,
-            remembered=Remembered.NOT,
-        ),
-    ] = 0
+    threads: Annotated[int | str, _SEVERAL_THREADS] = 0  # type: ignore[assignment]  # read by its methods only
     data: Annotated[str | None, DATA] = None
     metric: Annotated[
         str,
@@ -229,6 +229,7 @@ class ServeOptions(OpeningOptions):
     require_signature: Annotated[
         str | None, Knob("public key that must have signed every model: a path or env:NAME", remembered=Remembered.NOT)
     ] = None
+    watch: Annotated[bool, Knob("load a model anew, without a failed request, when its ref or file changes")] = False
     workers: Annotated[int, Knob("processes that answer; each has the models in its memory", low=1, high=256)] = 1
     max_batch: Annotated[int, Knob("most samples of several requests in one run of the model", low=1)] = 64
     max_delay_ms: Annotated[

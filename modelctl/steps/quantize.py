@@ -1,60 +1,72 @@
-"""`quantize`: fewer bits for weights and activations, accepted only when loaded, run, scored and timed."""
+"""`quantize`: fewer bits, within a budget that is proven on samples no search has seen, or no file."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from modelctl.artifact import Artifact, Payload
-from modelctl.data import Data, open_data
-from modelctl.errors import ArtifactError, CheckFailed, UnsupportedError, UsageError
+from modelctl.data import open_data
+from modelctl.errors import CheckFailed, UnsupportedError, UsageError, missing_extra
 from modelctl.formats import onnx as onnx_format
-from modelctl.graph import measure, quantization, weight_only, weights
-from modelctl.graph.prepare import pool_before_relu, prepare, products, small_convolutions
+from modelctl.graph import drawing, fixed_point, measure, unpacking, weights
+from modelctl.graph.prepare import small_convolutions
+from modelctl.graph.quantizing import frontier
+from modelctl.graph.quantizing.recipe import CHAINS, DYNAMIC, Recipe
+from modelctl.graph.quantizing.search import Search
+from modelctl.graph.quantizing.trials import Trials
+from modelctl.graph.quantizing.workshop import Workshop
 from modelctl.graph.session import Session
+from modelctl.graph.weight_only import Form
 from modelctl.making import Origin, create
-from modelctl.options import Method, QuantizeOptions
+from modelctl.options import Calibration, Method, QuantizeOptions
 from modelctl.progress import Progress, silent
 
 LIBRARIES = ("onnxruntime", "onnx", "onnxscript", "numpy")
+CHOSEN_ON = 4096  # samples of the validation part
+PARTLY = 0.1  # of the weights in float: with less of them a graph is quantized already
+
+
+def extra(options: QuantizeOptions) -> str | None:
+    """The extra without which these options can't be carried out: to learn, or to round to so few bits."""
+    learns = options.chosen is Method.QAT or (options.chosen is Method.STATIC and options.weight_bits < 8)
+    return "torch" if learns else None
 
 
 def origin(model: Artifact, options: QuantizeOptions) -> Origin:
-    """What the result is made from: the float model, and the samples to calibrate on.
-
-    UnsupportedError for what is not onnx, UsageError for a method that lacks its samples.
-    """
+    """What the result is made from: the float model, and the samples to calibrate on; UnsupportedError if not onnx."""
     onnx_format.refuse_other(model.manifest, model.path, "quantize")
-    if options.method is Method.STATIC and options.data is None:
-        raise UsageError("--method static needs samples to calibrate on", "add --data samples.npz")
     return Origin("quantize", options, (model,), libraries=LIBRARIES)
 
 
 def quantize(model: Artifact, out: Path, options: QuantizeOptions, progress: Progress = silent) -> Artifact:
-    """`out`: the same model with weights in 8 bits, and activations too where the method is static or dynamic.
+    """`out`: the same model in fewer bits.
 
-    Ranges come from the training part of the data, the figures from its test part. CheckFailed when the result is not
-    what was asked for (`measure.judge`); UnsupportedError when the model is quantized already, or can't be; UsageError
-    for a node to exclude that is not there; DataError for samples that don't fit.
+    Ranges come from the training part of the data, what is chosen is chosen by the validation part, and the figures are
+    those of the test part. CheckFailed when the result is not what was asked for (`measure.judge`), or nothing is;
+    UnsupportedError when the model is quantized already, or can't be; UsageError for a node to exclude that is not
+    there; DataError for samples that don't fit.
     """
     made_from = origin(model, options)
     onnx_format.refuse_other_out(out, "quantize")
+    needed = extra(options)
+    if needed and find_spec(needed) is None:
+        raise missing_extra(f"{model.path}: quantize needs torch for so few bits", needed)
+    if options.plot is not None:
+        drawing.check_place(Path(options.plot), frontier.KIND)
     with create(out, made_from) as draft:
         payload = model.load()
-        graph = _checked(onnx_format.parse(payload), model, options)
-        session = Session(payload, options.thread_count())
-        data = open_data(options.data, session.inputs, options.seed) if options.data else None
-        trial = measure.trial_on(data, options)
-        work = _Work(
-            payload=payload, session=session, data=data, options=options, folder=draft.path.parent, progress=progress
-        )
-        made, draft.choices = work.run(graph)
+        work = _Work(model, payload, options, draft.path.parent, progress)
+        made, draft.choices = work.run()
         onnx_format.keep_packed(made, payload)
         onnx_format.save(made, draft.path)
+        session = work.session
         draft.inputs, draft.outputs = draft.inputs or session.inputs, draft.outputs or session.outputs
-        draft.metrics = measure.compare(payload, onnx_format.written(draft.path), trial, progress)
-        if data is None:
+        draft.metrics = measure.compare(payload, onnx_format.written(draft.path), work.trial, progress) | work.told
+        if work.data is None:
             progress.note(
                 "without --data only size and speed are compared, on random inputs; the accuracy is not known"
             )
@@ -62,72 +74,141 @@ def quantize(model: Artifact, out: Path, options: QuantizeOptions, progress: Pro
     return Artifact.open(out)
 
 
-def _checked(graph: onnx.ModelProto, model: Artifact, options: QuantizeOptions) -> onnx.ModelProto:
-    if weights.is_quantized(graph):
+class _Work:
+    """A float model, and what is needed to find and make its quantized form; files in between go below `folder`."""
+
+    def __init__(
+        self, model: Artifact, payload: Payload, options: QuantizeOptions, folder: Path, progress: Progress
+    ) -> None:
+        self.payload, self.options, self.folder, self.progress = payload, options, folder, progress
+        self.graph = onnx_format.parse(payload)
+        _check(self.graph, model, options)
+        self.session = Session(payload, options.thread_count(), options.provider)
+        self.data = open_data(options.data, self.session.inputs, options.seed) if options.data else None
+        self.trial = measure.trial_on(self.data, options, options.provider)
+        self.told: dict[str, Any] = {}
+        samples = None if self.data is None else self.data.train.take(options.samples, options.seed)
+        self.workshop = Workshop(payload, self.session, samples, folder, options, progress)
+
+    def run(self) -> tuple[onnx.ModelProto, dict[str, Any]]:
+        """The graph in fewer bits, known to load and to run; and what was chosen."""
+        match self.options.chosen:
+            case Method.QAT:
+                return self._taught(self.options.epochs)
+            case Method.STATIC if self.options.weight_bits < 8:
+                return self._taught(0)
+            case Method.FIXED_POINT:
+                return self._fixed()
+        asked = self._asked()
+        if len(asked) == 1:
+            made, recipe = self.workshop.make(asked[0])
+            return made, recipe.facts()
+        return self._searched(asked)
+
+    def _asked(self) -> list[Recipe]:
+        """The ways to quantize that the options ask for; none: all that a search finds."""
+        options = self.options
+        shared: dict[str, Any] = {
+            "method": options.chosen,
+            "types": options.op_types,
+            "floats": options.excludes,
+            "bits": options.weight_bits,
+            "per_channel": options.per_channel,
+        }
+        match options.chosen:
+            case Method.STATIC:
+                calibration = options.calibration or Calibration.MINMAX
+                return [self._static(Recipe(**shared, calibration=calibration, smooth=bool(options.smooth)))]
+            case Method.DYNAMIC:
+                return [replace(Recipe(**shared), types=options.op_types or DYNAMIC)]
+            case Method.WEIGHT_ONLY:
+                return [Recipe(**shared, form=form) for form in Form]
+            case Method.FLOAT16 | Method.BFLOAT16:
+                return [Recipe(**shared, form=form) for form in (Form.STORED, Form.BLOCKS)]
+        return []
+
+    def _static(self, recipe: Recipe) -> Recipe:
+        """With the operator types that gain in most nets of this kind, but for the nodes that do not."""
+        if recipe.types:
+            return recipe
+        ready = self.workshop.ready
+        convolutional = any(node.op_type == "Conv" for node in ready.graph.node)
+        floats = (*small_convolutions(ready), *self.workshop.unfit, *recipe.floats)
+        return replace(recipe, types=(*CHAINS, "Add") if convolutional else CHAINS, floats=floats)
+
+    def _searched(self, asked: list[Recipe]) -> tuple[onnx.ModelProto, dict[str, Any]]:
+        """The best of what is asked for, or of all."""
+        search = Search(self.workshop, self._trials(), self.options, self.progress)
+        best = search.run(asked)
+        if self.options.explain:
+            self.told["candidates"] = search.table()
+        if self.options.plot is not None:
+            drawing.write(Path(self.options.plot), frontier.drawn(self.session.name, search.table()))
+        if best is None:
+            raise CheckFailed(f"{self.session.name}: {search.why_not()}", facts={"candidates": search.table()})
+        made, recipe = self.workshop.make(best.recipe)
+        if self.options.explain:
+            self.told["nodes"] = search.explanation(made)
+        return made, recipe.facts() | {"candidates_tried": len(search.tried)}
+
+    def _trials(self) -> Trials:
+        """How candidates are compared: on samples that are neither learned from nor reported on."""
+        if self.data is None:
+            return Trials(self.payload, self.trial, self.options, self.progress)
+        trial = replace(self.trial, samples=self.data.validation.first(CHOSEN_ON))
+        trials = Trials(self.payload, trial, self.options, self.progress)
+        if self.options.max_drop is not None:
+            trials.refuse_chance(self.data.name)
+        return trials
+
+    def _taught(self, epochs: int) -> tuple[onnx.ModelProto, dict[str, Any]]:
+        """Weights of few bits, learned with the float model as teacher; only rounded without epochs."""
+        from modelctl.graph.quantizing import qat
+
+        options, ready = self.options, self.workshop.ready
+        excluded = [*small_convolutions(ready), *self.workshop.unfit, *options.excludes]
+        if options.op_types:
+            excluded += [node.name for node in ready.graph.node if node.op_type not in options.op_types]
+        course = qat.Course(
+            bits=options.weight_bits,
+            epochs=epochs,
+            batch_size=options.batch_size,
+            lr=options.lr,
+            flip=options.flip,
+            samples=options.samples,
+            excluded=excluded if options.excludes or options.op_types else None,
+            seed=options.seed,
+            threads=options.thread_count(),
+        )
+        assert self.data is not None
+        done = qat.train(self.graph, self.session, self.data, course, self.folder, self.progress)
+        choices = {"method": str(options.chosen), "bits": options.weight_bits, "stored_bits": done.stored_bits}
+        return done.model, choices | {"activations": "uint8", "float_nodes": done.floats, "losses": done.losses}
+
+    def _fixed(self) -> tuple[onnx.ModelProto, dict[str, Any]]:
+        """round(w·2^p), and round(x·255) where inputs are known to lie in 0…1."""
+        options = self.options
+        made, points = fixed_point.quantize(
+            self.workshop.ready,
+            self.session.name,
+            bits=options.weight_bits,
+            p=options.fraction_bits,
+            types=options.op_types or unpacking.TYPES,
+            excluded=options.excludes,
+            batches=self.workshop.feeds if self.data is not None else None,
+        )
+        told = [{"tensor": one.tensor, "p": one.p, "error": one.error, "reason": one.reason} for one in points]
+        if options.explain:
+            self.told["fixed_point"] = told
+        kept = {one.tensor: one.p for one in points if not one.reason}
+        return made, {"method": str(options.chosen), "bits": options.weight_bits, "p": kept}
+
+
+def _check(graph: onnx.ModelProto, model: Artifact, options: QuantizeOptions) -> None:
+    held = sum(math.prod(tensor.dims) for tensor in weights.prunable(graph))
+    if weights.is_quantized(graph) and held < PARTLY * weights.count(graph).parameters:
         raise UnsupportedError(f"{model.path}: is quantized already; quantize the float model that it was made from")
-    if graph.ByteSize() > onnx_format.INLINE_LIMIT_BYTES:
-        raise UnsupportedError(f"{model.path}: holds more than {onnx_format.INLINE_LIMIT_BYTES} bytes of weights")
     names = {node.name for node in weights.nodes_of(graph.graph)}
     for name in options.excludes:
         if name not in names:
             raise UsageError(f"--exclude {name}: {model.path} has no node of that name")
-    return graph
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Work:
-    """A float graph and what is needed to quantize it; what must be written in between goes below `folder`."""
-
-    payload: Payload
-    session: Session
-    data: Data | None
-    options: QuantizeOptions
-    folder: Path
-    progress: Progress
-
-    def run(self, graph: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Any]]:
-        """The graph in fewer bits, known to load, with one scale a channel where that works; and what was chosen."""
-        method = self.options.method or (Method.WEIGHT_ONLY if self.data is None else Method.STATIC)
-        ready = prepare(graph, self.session.name)
-        if method is not Method.WEIGHT_ONLY:
-            quantization.check(ready, self.session.name, method, self.options)
-        choices: dict[str, Any] = {"method": str(method), "weights": "int8"}
-        if method is Method.STATIC and not self.options.op_types:
-            small = small_convolutions(ready)
-            pool_before_relu(ready, small)
-            choices["float_nodes"] = [*small, *products(ready)]
-        for per_channel in (True, False) if self.options.per_channel else (False,):
-            try:
-                made, chosen = self._tried(ready, method, per_channel, choices)
-                break
-            except (UnsupportedError, ArtifactError) as error:
-                if not per_channel:
-                    raise _refused(self.session.name, error) from error
-                self.progress.note(f"one scale a channel does not work here, trying one a tensor: {error.message}")
-        if not weights.is_quantized(made):
-            raise UnsupportedError(f"{self.session.name}: holds nothing that {method} could quantize")
-        return made, chosen
-
-    def _tried(
-        self, ready: onnx.ModelProto, method: Method, per_channel: bool, choices: dict[str, Any]
-    ) -> tuple[onnx.ModelProto, dict[str, Any]]:
-        if method is Method.STATIC and self.data is not None:
-            samples = self.data.train.take(self.options.samples, self.options.seed)
-            excluded = [*choices.get("float_nodes", ()), *self.options.excludes]
-            made = quantization.static(
-                ready, samples, self.session, self.folder, self.options, excluded, per_channel, self.progress
-            )
-            choices = choices | {"activations": "uint8", "calibration_samples": len(samples)}
-        elif method is Method.DYNAMIC:
-            made = quantization.dynamic(ready, self.folder, self.options, per_channel)
-            choices = choices | {"activations": "uint8"}
-        else:
-            made = weight_only.quantize(ready, self.options, per_channel)
-        Session(onnx_format.payload_of(made, self.payload))
-        return made, choices | {"per_channel": per_channel}
-
-
-def _refused(name: str, error: UnsupportedError | ArtifactError) -> UnsupportedError | CheckFailed:
-    if isinstance(error, UnsupportedError):
-        return UnsupportedError(f"{name}: can't be quantized so: {error.message}")
-    return CheckFailed(f"{name}: not accepted: the result can't be loaded: {error.message}")

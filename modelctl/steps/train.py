@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 LIBRARIES = ("torch", "onnx", "onnxruntime", "numpy")
 PROBED = 8  # samples that a graph is asked first, to see what it answers
 # What says no at the end, and changes nothing of what is learned.
-GATES = frozenset({"max_drop", "min_speedup", "allow_regression"})
+GATES = frozenset({"max_drop", "min_agreement", "min_speedup", "allow_regression"})
 
 
 def origin(model: Artifact, options: TrainOptions) -> Origin:

@@ -23,7 +23,7 @@ from modelctl.graph import calibration, histograms
 from modelctl.graph.calibration import Calibrator, activations, write_ranges
 from modelctl.graph.histograms import Histogram, Range
 from modelctl.graph.prepare import prepare
-from modelctl.graph.quantization import STATIC_TYPES
+from modelctl.graph.quantizing.recipe import CHAINS
 
 METHODS: dict[str, Callable[[Histogram], Range]] = {
     "minmax": histograms.minmax,
@@ -38,7 +38,7 @@ def _samples(count: int = 256) -> Samples:
 
 
 def _watched(model: onnx.ModelProto, folder: Path, samples: Samples, size: int = 32) -> Calibrator:
-    made = Calibrator(model, "net.onnx", activations(model, STATIC_TYPES), folder)
+    made = Calibrator(model, "net.onnx", activations(model, CHAINS), folder)
     made.watch(samples.batches(size))
     return made
 
@@ -63,7 +63,7 @@ def test_every_activation_is_seen_as_it_is(tmp_path: Path) -> None:
 def test_watching_goes_on_where_it_stopped_in_any_order(tmp_path: Path) -> None:
     model, samples = nets.convolutional(), _samples()
     whole = _watched(model, tmp_path, samples, size=64).histograms
-    apart = Calibrator(model, "net.onnx", activations(model, STATIC_TYPES), tmp_path)
+    apart = Calibrator(model, "net.onnx", activations(model, CHAINS), tmp_path)
     batches = list(samples.batches(64))
     apart.watch(reversed(batches[1:]))
     apart.watch(batches[:1])
@@ -97,7 +97,7 @@ def quantized(
         folder / "quantized.onnx",
         None,
         quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=[*STATIC_TYPES, "Add"],
+        op_types_to_quantize=[*CHAINS, "Add"],
         nodes_to_exclude=list(excluded),
         per_channel=True,
         activation_type=QuantType.QUInt8,
@@ -252,7 +252,7 @@ def test_weights_outside_of_the_model_give_the_same_ranges(
     payload = onnx_format.open_model(path).load()
     outline = onnx_format.outline(payload)
     assert sum(tensor.data_location == TensorProto.EXTERNAL for tensor in outline.graph.initializer) > 2
-    made = Calibrator(outline, "m", activations(outline, STATIC_TYPES), tmp_path, files=payload.files)
+    made = Calibrator(outline, "m", activations(outline, CHAINS), tmp_path, files=payload.files)
     made.watch(samples.batches(32))
     assert {value: (one.low, one.high) for value, one in made.histograms.items()} == {
         value: (one.low, one.high) for value, one in whole.items()
@@ -262,7 +262,7 @@ def test_weights_outside_of_the_model_give_the_same_ranges(
 def test_a_calibration_goes_on_with_the_samples_it_has_not_seen(tmp_path: Path) -> None:
     model, samples = nets.convolutional(), _samples()
     whole = _watched(model, tmp_path, samples).histograms
-    made = Calibrator(model, "m", activations(model, STATIC_TYPES), tmp_path)
+    made = Calibrator(model, "m", activations(model, CHAINS), tmp_path)
 
     def stopping() -> Iterator[Samples]:
         yield from itertools.islice(samples.batches(32), 3)

@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from modelctl.data.samples import Array
 from modelctl.graph import normalization
 from modelctl.graph.histograms import Range
+from modelctl.graph.operators.node import Node
 from modelctl.graph.quantizing import rounding
 from modelctl.graph.quantizing.placing import Plan
 
@@ -45,8 +46,8 @@ def put(model: onnx.ModelProto, plan: Plan, ranges: Mapping[str, Range], bits: i
     for one in plan.weighted:
         nodes[one.node].input[1] = rounded(one.weight)
     for value in dict.fromkeys(plan.ranges.values()):
-        _add_range(graph, value, ranges[value], plan.bounds.get(value))
-    after = {value: _value_node(graph, value, plan) for value in plan.ranges}
+        graph.initializer.append(numpy_helper.from_array(np.zeros((), np.float32), _change(value)))
+    after = {value: _value_node(graph, value, plan, ranges[root]) for value, root in plan.ranges.items()}
     given = {one.name for one in graph.input}
     order = [*front, *(after[value] for value in plan.ranges if value in given)]
     for node in graph.node:
@@ -91,20 +92,9 @@ def best_shares(weight: Array, axis: int, limit: int) -> Array:
     return best
 
 
-def _add_range(graph: onnx.GraphProto, value: str, found: Range, bound: float | None) -> None:
-    low, high = min(found[0], 0.0), max(found[1], 0.0)
-    if bound is not None:
-        low, high = 0.0, min(high, bound * _SHY)
-    scale = (high - low) / rounding.LARGEST or 1.0
-    parts = {"began": scale, "zero": np.clip(np.rint(-low / scale), 0, rounding.LARGEST), "change": 0.0}
-    graph.initializer.extend(
-        numpy_helper.from_array(np.asarray(number, np.float32), f"{value}_{part}") for part, number in parts.items()
-    )
-
-
-def _value_node(graph: onnx.GraphProto, value: str, plan: Plan) -> onnx.NodeProto:
-    """What rounds a value; its readers are told to read that."""
-    source, target = value, rounded(value)
+def _value_node(graph: onnx.GraphProto, value: str, plan: Plan, found: Range) -> onnx.NodeProto:
+    """What rounds a value, in its range or in that of the value it was moved from; its readers are told to read it."""
+    source, target, root = value, rounded(value), plan.ranges[value]
     if value in plan.whole and value in {one.name for one in graph.output}:
         source, target = rough(value), value
         for node in graph.node:
@@ -113,11 +103,20 @@ def _value_node(graph: onnx.GraphProto, value: str, plan: Plan) -> onnx.NodeProt
         for node in graph.node:
             if value in plan.whole or node.name in plan.readers[value]:
                 node.input[:] = [target if name == value else name for name in node.input]
-    inputs = [source, *(f"{plan.ranges[value]}_{part}" for part in ("began", "zero", "change"))]
-    made = helper.make_node(rounding.ACTIVATION, inputs, [target], domain=rounding.DOMAIN)
-    if plan.ranges[value] in plan.bounds:
-        made.attribute.append(helper.make_attribute("most", plan.bounds[plan.ranges[value]] * _SHY))
+    low, high = min(found[0], 0.0), max(found[1], 0.0)
+    made = helper.make_node(rounding.ACTIVATION, [source, _change(root)], [target], domain=rounding.DOMAIN)
+    if root in plan.bounds:
+        low, high = 0.0, min(high, plan.bounds[root] * _SHY)
+        made.attribute.append(helper.make_attribute("most", plan.bounds[root] * _SHY))
+    scale = (high - low) / rounding.LARGEST or 1.0
+    made.attribute.append(helper.make_attribute("began", scale))
+    made.attribute.append(helper.make_attribute("zero", min(float(round(-low / scale)), float(rounding.LARGEST))))
     return made
+
+
+def _change(root: str) -> str:
+    """What the learned change of a value's scale is called."""
+    return f"{root}_change"
 
 
 def written(trained: onnx.ModelProto, plan: Plan, bits: int) -> tuple[onnx.ModelProto, int]:
@@ -189,13 +188,12 @@ class _Writer:
             if node.domain != rounding.DOMAIN:
                 kept.append(node)
                 continue
-            began, zero, change = (torch.from_numpy(self._array(name).copy()) for name in node.input[1:])
-            most = next((one.f for one in node.attribute if one.name == "most"), None)
-            scale = rounding.activation_scale(began, zero, change, most)
-            root = node.input[1].removesuffix("_began")
+            grid = rounding.Grid.of(Node(node, 1))
+            scale = grid.scale(torch.from_numpy(self._array(node.input[1]).copy()))
+            root = node.input[1].removesuffix(_change(""))
             names = [f"{root}_scale", f"{root}_zero_point"]
             self._put(names[0], scale.numpy())
-            self._put(names[1], zero.numpy().astype(np.uint8))
+            self._put(names[1], np.array(grid.zero, np.uint8))
             stored = f"{node.output[0]}_quantized"
             kept.append(helper.make_node("QuantizeLinear", [node.input[0], *names], [stored]))
             kept.append(helper.make_node("DequantizeLinear", [stored, *names], [node.output[0]]))

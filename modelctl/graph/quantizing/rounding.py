@@ -8,6 +8,8 @@ it is clipped. What is learned is the logarithm of how far a scale is from where
 negative, and a step does as much to a small scale as to a large one.
 """
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,16 +23,31 @@ LARGEST = 255  # of an activation, stored in uint8
 SMALLEST_SCALE = 1e-12  # of a channel whose weights are all zero
 
 
-@operator(ACTIVATION, domain=DOMAIN, fixed=(1, 2))
+@dataclass(frozen=True)
+class Grid:
+    """How a value is stored in uint8: the scale that it began with, the zero point, and how far its range may reach."""
+
+    began: float
+    zero: float
+    most: float
+
+    @classmethod
+    def of(cls, node: Node) -> "Grid":
+        """What the attributes of a node say."""
+        return cls(node.number("began"), node.number("zero"), node.number("most", math.inf))
+
+    def scale(self, change: Tensor) -> Tensor:
+        """The scale, once its logarithm has changed by as much."""
+        return (self.began * change.exp()).clamp_max(self.most / max(LARGEST - self.zero, 1.0))
+
+
+@operator(ACTIVATION, domain=DOMAIN)
 def _activation(node: Node) -> Call:
-    """Inputs: x, the scale that it began with, the zero point as a float, the logarithm that the scale has changed by.
+    """Inputs: x, and the logarithm that its scale has changed by; attributes: those of `Grid`."""
+    grid = Grid.of(node)
 
-    The range does not reach beyond the attribute `most`, if that is given.
-    """
-    most = node.number("most") if node.given("most") else None
-
-    def call(x: Tensor, began: Tensor, zero: Tensor, change: Tensor) -> Tensor:
-        found: Tensor = _Activation.apply(x, began, zero, change, most)  # type: ignore[no-untyped-call]
+    def call(x: Tensor, change: Tensor) -> Tensor:
+        found: Tensor = _Activation.apply(x, change, grid)  # type: ignore[no-untyped-call]
         return found
 
     return call
@@ -46,12 +63,6 @@ def _weight(node: Node) -> Call:
         return found
 
     return call
-
-
-def activation_scale(began: Tensor, zero: Tensor, change: Tensor, most: float | None) -> Tensor:
-    """The scale as it is now."""
-    scale = began * change.exp()
-    return scale if most is None else scale.minimum(most / (LARGEST - zero))
 
 
 def limit_of(bits: int) -> int:
@@ -78,20 +89,24 @@ def along(scale: Tensor, axis: int, rank: int) -> Tensor:
 
 class _Activation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, began: Tensor, zero: Tensor, change: Tensor, most: float | None) -> Tensor:
-        scale = activation_scale(began, zero, change, most)
-        y = torch.div(x, scale).round_().add_(zero).clamp_(0, LARGEST).sub_(zero).mul_(scale)
+    def forward(ctx: Any, x: Tensor, change: Tensor, grid: Grid) -> Tensor:
+        scale = grid.scale(change)
+        # Rounded before the zero point is added, a number is the same as after it: that is a whole one.
+        y = torch.div(x, scale).round_().clamp_(-grid.zero, LARGEST - grid.zero).mul_(scale)
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(x, y, scale, zero)
+            ctx.save_for_backward(x, y, scale)
+            ctx.grid = grid
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, scale, zero = ctx.saved_tensors
-        inside = (x >= -(zero + 0.5) * scale) & (x <= (LARGEST + 0.5 - zero) * scale)
-        passed = torch.where(inside, gradients[0], 0.0)
-        change = (torch.where(inside, y - x, y) * gradients[0]).sum() if ctx.needs_input_grad[3] else None
-        return passed, None, None, change, None
+        x, y, scale = ctx.saved_tensors
+        low, high = -(ctx.grid.zero + 0.5) * float(scale), (LARGEST + 0.5 - ctx.grid.zero) * float(scale)
+        passed = torch.ops.aten.hardtanh_backward(gradients[0], x, low, high)  # where it is not clipped
+        change = None
+        if ctx.needs_input_grad[1]:
+            change = torch.mul(gradients[0], y).addcmul_(passed, x, value=-1).sum()
+        return passed, change, None
 
 
 class _Weight(torch.autograd.Function):

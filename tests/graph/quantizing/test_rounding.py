@@ -10,9 +10,6 @@ from onnx import helper
 from modelctl.graph.operators import OPERATORS, Node
 from modelctl.graph.quantizing import rounding
 
-ZERO = torch.tensor(10.0)
-BEGAN = torch.tensor(0.1)
-
 
 def call_of(kind: str, **attributes: Any) -> Any:
     node = helper.make_node(kind, ["x"], ["y"], domain=rounding.DOMAIN, **attributes)
@@ -22,7 +19,7 @@ def call_of(kind: str, **attributes: Any) -> Any:
 def test_a_value_is_what_quantizing_it_gives_and_passes_gradients_where_it_was_not_clipped() -> None:
     x = torch.tensor([-5.0, -1.0, 0.0, 0.04, 0.06, 24.0, 30.0], requires_grad=True)
     change = torch.tensor(0.0, requires_grad=True)
-    y = call_of(rounding.ACTIVATION)(x, BEGAN, ZERO, change)
+    y = call_of(rounding.ACTIVATION, began=0.1, zero=10.0)(x, change)
     assert y.tolist() == pytest.approx([-1.0, -1.0, 0.0, 0.0, 0.1, 24.0, 24.5])
     torch.autograd.backward(y.sum())
     assert x.grad is not None and change.grad is not None
@@ -37,7 +34,7 @@ def test_a_scale_learns_to_cover_what_is_there() -> None:
         change = torch.tensor(0.0, requires_grad=True)
         optimizer = torch.optim.Adam([change], 0.2)
         for _ in range(100):
-            y = call_of(rounding.ACTIVATION)(x, torch.tensor(began), torch.tensor(128.0), change)
+            y = call_of(rounding.ACTIVATION, began=began, zero=128.0)(x, change)
             loss = ((y - x) ** 2).mean()
             errors.append(loss.item())
             optimizer.zero_grad()
@@ -48,9 +45,8 @@ def test_a_scale_learns_to_cover_what_is_there() -> None:
 
 
 def test_a_range_does_not_reach_beyond_the_clip_that_it_stands_for() -> None:
-    found = call_of(rounding.ACTIVATION, most=6.0)(
-        torch.tensor([3.0, 7.0]), torch.tensor(0.1), torch.tensor(0.0), torch.tensor(1.0)
-    )
+    rounded = call_of(rounding.ACTIVATION, began=0.1, zero=0.0, most=6.0)
+    found = rounded(torch.tensor([3.0, 7.0]), torch.tensor(1.0))
     assert found[1].item() == pytest.approx(6.0)
     assert found[0].item() == pytest.approx(3.0, abs=6 / 255)
 
