@@ -96,6 +96,7 @@ def test_plain_values_become_options() -> None:
         ({"bits": 4, "method": "dynamic", "data": "d.npz"}, "--bits 4: dynamic takes 8"),
         ({"method": "static"}, "--method static needs samples to calibrate on"),
         ({"method": "qat"}, "--method qat needs samples to learn from"),
+        ({"method": "float16", "excludes": ["a"]}, "--op-type and --exclude do not go with float16"),
         ({"min_agreement": 0.9}, "--min-agreement needs samples"),
         ({"fraction_bits": 3}, "--fraction-bits belongs to fixed-point"),
         ({"plot": "f.png"}, "--plot f.png: only .svg is drawn"),

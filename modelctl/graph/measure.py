@@ -169,7 +169,7 @@ def judge(name: str, facts: dict[str, Any], options: MeasuredOptions, same_graph
             f"loses {facts['drop_pp']:.2f} points of {facts['accuracy']['metric']}, at most {options.max_drop:g}"
         )
     if options.min_agreement is not None and facts["alike"] < options.min_agreement:
-        missed.append(f"answers {facts['alike']:.4f} like its input, at least {options.min_agreement:g} was asked for")
+        missed.append(f"answers {facts['alike']:.6g} like its input, at least {options.min_agreement:g} was asked for")
     if options.min_speedup is not None and speedup["value"] < options.min_speedup:
         missed.append(f"runs at ×{speedup['value']:.2f} of the input, at least ×{options.min_speedup:g} was asked for")
     elif not (options.allow_regression or same_graph) and speedup["high"] < latency.SLOWER_BELOW:

@@ -95,6 +95,8 @@ class QuantizeOptions(MeasuredOptions):
             raise UsageError(f"--bits {given}: {method} takes {said}", hint)
         if method in NEEDS_SAMPLES and self.data is None:
             raise UsageError(f"--method {method} needs samples {NEEDS_SAMPLES[method]}", "add --data samples.npz")
+        if method in (Method.FLOAT16, Method.BFLOAT16) and (self.op_types or self.excludes):
+            raise UsageError(f"--op-type and --exclude do not go with {method}, which takes all weights")
         if self.plot is not None and not self.plot.endswith(".svg"):
             raise UsageError(f"--plot {self.plot}: only .svg is drawn", "--plot frontier.svg")
         if self.fraction_bits is not None and method is not Method.FIXED_POINT:

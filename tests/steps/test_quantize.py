@@ -200,3 +200,101 @@ def test_another_format_is_sent_to_the_step_that_reads_it(tmp_path: Path) -> Non
         quantize(Artifact.open(tmp_path / "net.pt2"), tmp_path / "q.onnx", asked())
     assert caught.value.hint is not None
     assert caught.value.hint.startswith("modelctl export")
+
+
+def test_the_best_is_searched_for_and_everything_is_told(net: Artifact, data: str, tmp_path: Path) -> None:
+    picture = tmp_path / "frontier.svg"
+    options = asked(data=data, max_drop=2, allow_regression=True, explain=True, plot=str(picture))
+    made = quantize(net, tmp_path / "q.onnx", options)
+    found = made.manifest.metrics
+    assert found["drop_pp"] <= 2
+    assert found["accuracy"]["samples"] == 100  # the test part, which the search has not seen
+    assert [row["verdict"] for row in found["candidates"]].count("chosen") == 1
+    assert [row["node"] for row in found["nodes"]] == ["conv1", "conv2", "dense"]
+    assert {row["decision"] for row in found["nodes"]} != {"float"}
+    assert made.manifest.made_by is not None
+    choices = made.manifest.made_by.choices
+    assert choices["candidates_tried"] == len(found["candidates"])
+    drawn = picture.read_text()
+    assert all(row["candidate"] in drawn for row in found["candidates"] if row["speed"])
+    assert names(tmp_path) == {"net.onnx", "samples.npz", "q.onnx", "q.onnx.manifest.json", "frontier.svg"}
+    again = quantize(net, tmp_path / "r.onnx", asked(data=data, max_drop=2, allow_regression=True))
+    assert "candidates" not in again.manifest.metrics
+
+
+def test_a_picture_of_something_else_is_not_overwritten(net: Artifact, data: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.svg").write_text("<svg/>")
+    with pytest.raises(UsageError, match="stands already, and quantize did not draw it"):
+        quantize(net, tmp_path / "q.onnx", asked(data=data, plot=str(tmp_path / "mine.svg")))
+    assert (tmp_path / "mine.svg").read_text() == "<svg/>"
+
+
+def test_nothing_within_the_budget_is_exit_1_and_tells_all_that_was_tried(
+    net: Artifact, data: str, tmp_path: Path
+) -> None:
+    before = names(tmp_path)
+    with pytest.raises(
+        CheckFailed, match=r"net\.onnx: not accepted: none of .* candidates that keep the answers is fast"
+    ) as no:
+        quantize(net, tmp_path / "q.onnx", asked(data=data, min_speedup=900))
+    assert no.value.facts is not None
+    assert len(no.value.facts["candidates"]) > 3
+    assert names(tmp_path) == before
+
+
+def test_agreement_is_a_gate_where_there_are_no_labels(net: Artifact, tmp_path: Path) -> None:
+    data = str(nets.save_npz(tmp_path / "bare.npz", x=nets.samples(400)[0]))
+    given: dict[str, Any] = {"data": data, "method": Method.DYNAMIC, "allow_regression": True}
+    made = quantize(net, tmp_path / "q.onnx", asked(**given, min_agreement=0.9))
+    assert made.manifest.metrics["alike"] == pytest.approx(made.manifest.metrics["cosine"])
+    with pytest.raises(CheckFailed, match=r"answers 0\.99\d* like its input, at least 1 was asked for"):
+        quantize(net, tmp_path / "r.onnx", asked(**given, min_agreement=1))
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "says"),
+    [
+        (np.zeros(400, np.int64), DataError, "labels are of class 0, and a model that always says so is right"),
+        (np.arange(400) % 4, CheckFailed, "is not above chance"),
+        (None, DataError, "has no labels 'y'"),
+    ],
+)
+def test_a_drop_that_tells_nothing_is_refused(
+    net: Artifact, tmp_path: Path, labels: Any, kind: type[Exception], says: str
+) -> None:
+    held = {"x": nets.samples(400)[0]} | ({} if labels is None else {"y": labels})
+    data = str(nets.save_npz(tmp_path / "odd.npz", **held))
+    before = names(tmp_path)
+    with pytest.raises(kind, match=says):
+        quantize(net, tmp_path / "q.onnx", asked(data=data, max_drop=1))
+    assert names(tmp_path) == before
+
+
+def test_few_bits_are_learned(net: Artifact, data: str, tmp_path: Path) -> None:
+    shared: dict[str, Any] = {"data": data, "bits": 3, "allow_regression": True}
+    rounded = quantize(net, tmp_path / "r.onnx", asked(**shared, method=Method.STATIC))
+    taught = quantize(net, tmp_path / "q.onnx", asked(**shared, method=Method.QAT, epochs=3))
+    lost = [one.manifest.metrics["drop_pp"] for one in (rounded, taught)]
+    assert lost[1] <= lost[0]
+    assert taught.manifest.made_by is not None
+    assert taught.manifest.made_by.choices["stored_bits"] == 4
+
+
+def test_fixed_point_counts_inputs_between_0_and_1(tmp_path: Path) -> None:
+    x, y = nets.samples(400)
+    scaled = (x - x.min()) / (x.max() - x.min())
+    data = str(nets.save_npz(tmp_path / "scaled.npz", x=scaled.astype(np.float32), y=y))
+    net = Artifact.open(nets.save(nets.convolutional(), tmp_path / "net.onnx"))
+    options = asked(method=Method.FIXED_POINT, data=data, allow_regression=True, explain=True)
+    made = quantize(net, tmp_path / "q.onnx", options)
+    assert "QuantizeLinear" in kinds(made)
+    assert made.manifest.made_by is not None
+    assert set(made.manifest.made_by.choices["p"]) >= {"w2", "w3"}
+    wide = str(nets.save_npz(tmp_path / "wide.npz", x=x, y=y))
+    with pytest.raises(DataError, match="fixed-point counts from 0 to 1"):
+        quantize(net, tmp_path / "r.onnx", asked(method=Method.FIXED_POINT, data=wide))
+
+
+def test_a_kernel_that_is_missing_is_one_line(net: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="openvino is not in the onnxruntime that is installed"):
+        quantize(net, tmp_path / "q.onnx", asked(provider="openvino"))
