@@ -3,8 +3,9 @@
     python tests/bench/quantize.py [--models cnn,residual,…] [--folder DIR] [--peers DIR] [--rounds N] [--quick]
 
 The models are those of `models.py`, made in `--folder` where it lacks them. `modelctl` is called on its command line
-as a user would, with a budget of half a point where there are labels. Its peers are onnxruntime's own quantization at
-its defaults and, with `--peers`, NNCF and Olive, for which environments are made in that folder.
+as a user would, with a budget: half a point of accuracy, or a cosine of .993 where there are no labels. Its peers are
+onnxruntime's own quantization at its defaults and, with `--peers`, NNCF and Olive, for which environments are made in
+that folder. The slow rows are for the first three models alone.
 
 All files of a model are timed in one run on one thread, the float model twice: `control` is that model against itself.
 `drop` is in points of accuracy on the test part, with its 95 % interval over samples; `agree` the share of equal
@@ -36,16 +37,41 @@ from models import Array, Feeds, Subject
 
 from modelctl.graph import latency
 
-MAX_DROP = 0.5
-FIRST = ("cnn", "residual", "minilm")  # those that have figures to reach; the slow peers are asked about them alone
-SLOW = ("nncf-accuracy-control", "olive-search")
-# What is typed behind `modelctl quantize MODEL -o OUT --data DATA --max-drop 0.5`, and how the row is called.
-OURS: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "static": ("--method", "static"),
-    "dynamic": ("--method", "dynamic"),
-    "weight-only": ("--method", "weight-only"),
+FIRST = ("cnn", "residual", "minilm")  # those that have figures to reach; the slow rows are for them alone
+SLOW = ("accuracy-control", "search", "auto-size", "auto-both", "float16", "fixed-point")
+MAX_DROP = 0.5  # points, where there are labels
+LEAST_COSINE = 0.993  # where there are none
+
+
+@dataclass(frozen=True)
+class Ours:
+    """What is typed behind `modelctl quantize MODEL -o OUT --data DATA`, and the budget where there are no labels."""
+
+    words: tuple[str, ...] = ()
+    least_cosine: float = LEAST_COSINE
+
+    def budget(self, subject: Subject) -> list[str]:
+        """The budget that is given; none where there are no samples to hold it against."""
+        if subject.data is None:
+            return []
+        has_labels = subject.test_labels is not None
+        return ["--max-drop", str(MAX_DROP)] if has_labels else ["--min-agreement", str(self.least_cosine)]
+
+
+OURS: dict[str, Ours] = {
+    "auto": Ours(),
+    "auto-size": Ours(("--target", "size"), least_cosine=0.98),
+    "auto-both": Ours(("--target", "both")),
+    "static": Ours(("--method", "static")),
+    "dynamic": Ours(("--method", "dynamic")),
+    "weight-only": Ours(("--method", "weight-only")),
+    "weight-only-4": Ours(("--method", "weight-only", "--bits", "4"), least_cosine=0.98),
+    "float16": Ours(("--method", "float16")),
+    "fixed-point": Ours(("--method", "fixed-point")),
+    "qat-4": Ours(("--method", "qat", "--bits", "4", "--flip")),
+    "qat-3": Ours(("--method", "qat", "--bits", "3", "--flip")),
 }
+UNASKED = ("qat-4", "qat-3")  # they train for minutes
 BATCH = 250
 
 
@@ -59,6 +85,7 @@ class Row:
     took_s: float = 0.0
     said: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
+    least_cosine: float = 0.0
     speed: latency.Speedup | None = None
 
     @property
@@ -71,7 +98,8 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(models.MAKERS), help="default: %(default)s")
     parser.add_argument("--folder", type=Path, help="where models lie or are made; by default a temporary folder")
     parser.add_argument("--peers", type=Path, help="where the environments of peers lie or are made; else without them")
-    parser.add_argument("--ours", default=",".join(OURS), help="rows of modelctl; default: %(default)s")
+    usual = ",".join(name for name in OURS if name not in UNASKED)
+    parser.add_argument("--ours", default=usual, help=f"rows of modelctl: {usual} by default; {', '.join(UNASKED)}")
     parser.add_argument("--rounds", type=int, default=5, help="how often all are loaded anew and timed")
     parser.add_argument("--row-seconds", type=float, default=240.0, help="a tool that takes longer is ended")
     parser.add_argument("--quick", action="store_true", help="1,000 test samples, two rounds, no slow peers")
@@ -99,19 +127,21 @@ def main() -> None:
 def examined(subject: Subject, work: Path, given: argparse.Namespace) -> list[Row]:
     """All rows of a model: made, scored, timed."""
     rows = [Row("float", "control", subject.path)]
-    rows += [ours(subject, name, work, given.row_seconds) for name in given.ours.split(",") if name]
+    wanted = [name for name in OURS if name in given.ours.split(",")]
+    few = given.quick or subject.name not in FIRST
+    rows += [ours(subject, name, work, given.row_seconds) for name in wanted if not (few and name in SLOW)]
     samples = work / "samples.npz"
     _save_samples(subject, samples)
     for peer in peers.PEERS:
         if peer.requirements and not given.peers:
             continue
         for method in peer.methods:
-            if method not in SLOW or (subject.name in FIRST and not given.quick):
+            if not (few and method.removeprefix(f"{peer.name}-") in SLOW):
                 rows.append(theirs(subject, peer, method, samples, work, given))
-    wanted = answers(_session(subject.path, 2), subject)
+    told = answers(_session(subject.path, 2), subject)
     for row in rows:
         if row.out is not None:
-            _score(row, subject, wanted)
+            _score(row, subject, told)
     race(subject, [row for row in rows if row.out is not None], given.rounds)
     return rows
 
@@ -120,10 +150,12 @@ def ours(subject: Subject, name: str, work: Path, limit_s: float) -> Row:
     """What `modelctl quantize` does when it is called as in `OURS`."""
     out = work / f"modelctl-{name}" / f"{subject.name}.onnx"
     out.parent.mkdir()
-    words = [*OURS[name], *(["--data", subject.data] if subject.data else [])]
-    words += ["--max-drop", str(MAX_DROP)] if subject.data and subject.test_labels is not None else []
+    asked = OURS[name]
+    words = [*asked.words, *(["--data", subject.data] if subject.data else []), *asked.budget(subject)]
     command = [sys.executable, "-m", "modelctl", "quantize", str(subject.path.resolve()), "-o", str(out), *words]
-    return _run(Row("modelctl", name), [*command, "--json"], out, limit_s)
+    least = asked.least_cosine if subject.data and subject.test_labels is None else 0.0
+    row = Row("modelctl", name, least_cosine=least)
+    return _run(row, [*command, "--json"], out, limit_s)
 
 
 def theirs(
@@ -201,7 +233,8 @@ def _batches(subject: Subject) -> Iterator[Feeds]:
 
 def answers(session: ort.InferenceSession, subject: Subject) -> Array:
     """The first output for all test samples, [N, …]."""
-    return np.concatenate([np.asarray(session.run(None, feeds)[0], np.float64) for feeds in _batches(subject)])
+    found = [np.asarray(session.run(None, feeds)[0], np.float64) for feeds in _batches(subject)]
+    return np.stack(found) if subject.whole else np.concatenate(found)
 
 
 def _score(row: Row, subject: Subject, wanted: Array) -> None:
@@ -215,10 +248,9 @@ def _score(row: Row, subject: Subject, wanted: Array) -> None:
     row.facts["size"] = _size(subject.path) / _size(row.out)
     labels = subject.test_labels
     if labels is None:
-        flat = wanted.reshape(len(wanted), -1), found.reshape(len(found), -1)
-        if flat[0].shape[1] == 1:  # one number a sample: all samples are one vector
-            flat = flat[0].T, flat[1].T
-        cosine = (flat[0] * flat[1]).sum(1) / np.maximum(np.linalg.norm(flat[0], axis=1) * _length(flat[1]), 1e-12)
+        one, other = wanted.reshape(len(wanted), -1), found.reshape(len(found), -1)
+        lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+        cosine = (one * other).sum(1) / np.maximum(lengths, 1e-12)
         row.facts |= {"cosine": float(cosine.mean()), "least cosine": float(cosine.min())}
         return
     was, now = wanted.argmax(1), found.argmax(1)
@@ -232,11 +264,6 @@ def _score(row: Row, subject: Subject, wanted: Array) -> None:
         "drop_high": float(lost.mean()) + half,
         "agreement": float((was == now).mean()),
     }
-
-
-def _length(vectors: Array) -> Array:
-    found: Array = np.linalg.norm(vectors, axis=1)
-    return found
 
 
 def _size(path: Path) -> int:
@@ -292,6 +319,8 @@ def violations(row: Row) -> list[str]:
     found = []
     if row.facts.get("drop", 0.0) > MAX_DROP:
         found.append(f"loses {row.facts['drop']:.2f} points")
+    if row.facts.get("cosine", 1.0) < row.least_cosine:
+        found.append(f"has a cosine of {row.facts['cosine']:.4f}, less than {row.least_cosine:g}")
     if row.facts["size"] < 1:
         found.append(f"is larger: ÷{row.facts['size']:.3f}")
     if row.speed is not None and row.speed.is_slower:
