@@ -159,6 +159,11 @@ class Runner:
                 self._gather(loop)
         return job
 
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to be run, and nothing that runs."""
+        return not (self._busy or self._arrived or self._queued)
+
     def close(self, wait_s: float = 0.0) -> bool:
         """Let the thread end once what it has in hand is done; whether that is so within a while."""
         self._hand.put(None)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import orjson
 
@@ -25,11 +25,12 @@ from modelctl.serve.heads import CHUNKED, Head
 from modelctl.serve.metrics import REQUESTS, Tally
 from modelctl.serve.models import Model, Models
 from modelctl.serve.refusal import Refused, told
+from modelctl.serve.shelf import Shelf
 from modelctl.serve.tensors import check_agreement
 
 logger = logging.getLogger("modelctl.serve")
 
-PROTOCOLS = ("openinference", "predict", "operations")
+PROTOCOLS = ("openinference", "repository", "predict", "operations")
 JSON = b"application/json"
 HELD_BODIES = 8  # bodies in memory may take as much as so many of the largest size
 
@@ -75,20 +76,36 @@ class Route:
     model: Model | None = None
 
 
+class Changes(Protocol):
+    """Who has models loaded and unloaded."""
+
+    shelf: Shelf
+
+    def ask(self, kind: str, name: str, done: Callable[[Refused | None], None]) -> None:
+        """Have a change made; `done` is called when it is, or can't be."""
+
+
 class App:
     """What a set of models answers; `ready` is whether it asks for work."""
 
-    def __init__(self, models: Models, options: ServeOptions) -> None:
+    def __init__(self, models: Models, options: ServeOptions, changes: Changes | None = None) -> None:
         self.models = models
+        self.changes = changes
         self.ready = True
         self.unrouted = models.board.tally(models.worker, 0)
         self.limit_bytes = int(options.max_body_mb * 1_000_000)
         self.timeout_s = options.timeout_s
         self._held_bytes = 0
         self._routes: dict[str, dict[str, Route]] = {}
+        self.reroute()
+
+    def reroute(self) -> None:
+        """Lead requests to the models that there are now."""
+        routes: dict[str, dict[str, Route]] = {}
         for name in PROTOCOLS:
             for route in import_module(f"modelctl.serve.{name}").routes(self):
-                self._routes.setdefault(route.path, {})[route.method] = route
+                routes.setdefault(route.path, {})[route.method] = route
+        self._routes = routes
 
     def handle(self, request: Request) -> None:
         """Answer a request whose body is read, now or when its model has."""

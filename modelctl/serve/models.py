@@ -1,6 +1,6 @@
 """The models that a server has: by name and version, loaded and warmed up, each with what runs it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -58,17 +58,34 @@ class Models:
     def __init__(self, board: Board, worker: int = 0) -> None:
         self.board = board
         self.worker = worker
+        self._places: dict[int, Model] = {}
         self._versions: dict[str, dict[str, Model]] = {}
 
-    def add(self, model: Model) -> None:
-        """Take a model in; UsageError if one of that name and version is there."""
-        versions = self._versions.setdefault(model.name, {})
-        if model.version in versions:
-            raise UsageError(
-                f"two models would be served as {model.name} version {model.version}",
-                "modelctl serve MODEL --name OTHER",
-            )
-        versions[model.version] = model
+    def at(self, place: int) -> Model | None:
+        """The model of the source at that place of the command line, if it is loaded."""
+        return self._places.get(place)
+
+    def name_at(self, place: int) -> str:
+        """The name of the model at that place, which is loaded."""
+        return self._places[place].name
+
+    def put(self, place: int, model: Model | None) -> None:
+        """Serve another model, or none, for a source; UsageError if another one has that name and version."""
+        places = {**self._places}
+        if model is not None:
+            places[place] = model
+        else:
+            places.pop(place, None)
+        versions: dict[str, dict[str, Model]] = {}
+        for _, one in sorted(places.items()):
+            known = versions.setdefault(one.name, {})
+            if one.version in known:
+                raise UsageError(
+                    f"two models would be served as {one.name} version {one.version}",
+                    "modelctl serve MODEL --name OTHER",
+                )
+            known[one.version] = one
+        self._places, self._versions = places, versions
 
     def __iter__(self) -> Iterator[Model]:
         return (model for versions in self._versions.values() for model in versions.values())
@@ -94,6 +111,8 @@ class Models:
 
     def only(self) -> Model:
         """The model that is meant where none is named; `Refused` 404 when there are several."""
+        if not self._versions:
+            raise Refused("no model is loaded", 404)
         if len(self._versions) != 1:
             raise Refused(f"several models are served, name one of: {', '.join(self._versions)}", 404)
         return self.get(next(iter(self._versions)))
@@ -103,21 +122,23 @@ def load_all(
     sources: Sequence[str],
     options: ServeOptions,
     progress: Progress = silent,
-    board: Board | None = None,
-    worker: int = 0,
+    models: Models | None = None,
+    places: Mapping[int, int] | None = None,
 ) -> Models:
     """The models that `sources`, files and refs, stand for: loaded, checked, warmed up.
 
-    UsageError for names that clash, UnsupportedError for what can't be run or spoken of; and what `opened` raises.
+    `places` says which of them are, and on which rows of the board they count; by default all, in order. UsageError for
+    names that clash, UnsupportedError for what can't be run or spoken of; and what `opened` raises.
     """
     if options.name is not None and len(sources) != 1:
         raise UsageError("--name is for a single model, and here are several", "modelctl serve MODEL --name NAME")
     secrets = Secrets(options)
-    models = Models(board or Board(), worker)
-    for done, text in enumerate(sources):
-        progress.advance("loading models", done, len(sources), "models")
-        row = done + 1
-        models.add(ready(opened(text, secrets, progress), options, models.board, worker, row))
+    models = Models(Board()) if models is None else models
+    places = {place: place + 1 for place in range(len(sources))} if places is None else places
+    for done, (place, row) in enumerate(places.items()):
+        progress.advance("loading models", done, len(places), "models")
+        source = opened(sources[place], secrets, progress)
+        models.put(place, ready(source, options, models.board, models.worker, row))
     return models
 
 

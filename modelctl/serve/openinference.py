@@ -5,12 +5,11 @@
     GET  /v2/models/NAME[/versions/V]                     what the model takes and gives
     GET  /v2/models/NAME[/versions/V]/ready
     POST /v2/models/NAME[/versions/V]/infer
-    POST /v2/repository/index
 
 Sources: the Open Inference Protocol's REST specification (kserve/open-inference-protocol); Triton's binary tensor data
 extension (tensors follow the JSON in the body, whose length is in the `Inference-Header-Content-Length` header; each
-has its `binary_data_size`; outputs come that way on `binary_data` or `binary_data_output`) and model repository
-extension (`index`). Parameters that we do not know are ignored, but those that would change the answer are refused.
+has its `binary_data_size`; outputs come that way on `binary_data` or `binary_data_output`). Parameters that we do not
+know are ignored, but those that would change the answer are refused.
 """
 
 from collections.abc import Iterable
@@ -45,7 +44,6 @@ def routes(app: App) -> Iterable[Route]:
     yield Route("GET", "/v2", _const({"name": "modelctl", "version": __version__, "extensions": EXTENSIONS}))
     yield Route("GET", "/v2/health/live", _const({"live": True}))
     yield Route("GET", "/v2/health/ready", _readiness(app, {}))
-    yield Route("POST", "/v2/repository/index", _index(app))
     for name in app.models.names():
         places = {f"/v2/models/{name}": app.models.get(name)}
         for version in app.models.versions(name):
@@ -68,14 +66,6 @@ def _const(document: Any) -> Handler:
 def _readiness(app: App, who: dict[str, str]) -> Handler:
     def tell(_: Request) -> Answer:
         return Answer(orjson.dumps({**who, "ready": app.ready}), status=200 if app.ready else 503)
-
-    return tell
-
-
-def _index(app: App) -> Handler:
-    def tell(_: Request) -> Answer:
-        found = [{"name": one.name, "version": one.version, "state": "READY", "reason": ""} for one in app.models]
-        return Answer(orjson.dumps(found))
 
     return tell
 

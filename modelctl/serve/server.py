@@ -12,9 +12,10 @@ from collections.abc import Callable
 
 from modelctl.options import ServeOptions
 from modelctl.serve import sockets
+from modelctl.serve.changes import Watch
 from modelctl.serve.connections import Connection, Wire, sweep
 from modelctl.serve.http import App
-from modelctl.serve.models import Models
+from modelctl.serve.shelf import Alone, OneOfSeveral, Shelf
 
 DRAIN_S = 0.5  # how long connections are still taken after the request to end
 END_S = 0.02  # how often it is looked whether all is answered
@@ -24,21 +25,21 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def work(
-    models: Models,
+    shelf: Shelf,
     options: ServeOptions,
     listener: socket.socket,
     answering: Callable[[], None],
+    watch: Watch | None = None,
     parent: socket.socket | None = None,
 ) -> None:
     """Serve models on a socket until SIGTERM or SIGINT; `answering` is called once they answer.
 
-    With a `parent` process, only SIGTERM counts, and the end of the line to it. UsageError when the address can't be
-    had.
+    With a `parent` process, only SIGTERM counts, and the end of the line to it; without one, `watch` says what is to be
+    loaded anew. UsageError when the address can't be had.
     """
-    worker = _Worker(App(models, options), options, listener)
     with asyncio.Runner(loop_factory=_new_loop) as runner:
-        runner.run(worker.run(answering, parent))
-    if not all(model.runner.close(CLOSE_S) for model in models):
+        runner.run(_Worker(shelf, options, listener, parent).run(answering, watch))
+    if not all(model.runner.close(CLOSE_S) for model in shelf.models):
         os._exit(0)  # a model hangs in its thread, and Python would abort at its own end
 
 
@@ -54,24 +55,32 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 class _Worker:
     """The event loop's work."""
 
-    def __init__(self, app: App, options: ServeOptions, listener: socket.socket) -> None:
+    def __init__(
+        self, shelf: Shelf, options: ServeOptions, listener: socket.socket, parent: socket.socket | None
+    ) -> None:
+        self._parent = parent
+        self._changes = Alone(shelf) if parent is None else OneOfSeveral(shelf, parent)
+        app = App(shelf.models, options, self._changes)
+        shelf.changed = app.reroute
         self._wire = Wire(app)
         self._options = options
         self._listener = listener
         self._asked_to_end = asyncio.Event()
         self._welcomes: set[asyncio.Task[object]] = set()
 
-    async def run(self, answering: Callable[[], None], parent: socket.socket | None) -> None:
+    async def run(self, answering: Callable[[], None], watch: Watch | None) -> None:
         """Serve until a signal asks for the end, then answer what was accepted."""
         loop = asyncio.get_running_loop()
-        if parent is not None:
-            parent.setblocking(False)
-            loop.add_reader(parent, self._told, loop, parent)
-        for number in SIGNALS if parent is None else (signal.SIGTERM,):
+        if self._parent is not None:
+            self._parent.setblocking(False)
+            loop.add_reader(self._parent, self._told, loop, self._parent)
+        elif watch is not None and isinstance(self._changes, Alone):
+            self._changes.watch(watch)
+        for number in SIGNALS if self._parent is None else (signal.SIGTERM,):
             loop.add_signal_handler(number, self._signalled, number)
         sockets.listen(self._listener, self._options)
         loop.add_reader(self._listener, self._accept, loop)
-        watch = asyncio.create_task(sweep(self._wire, self._options.timeout_s))
+        sweeping = asyncio.create_task(sweep(self._wire, self._options.timeout_s))
         answering()
         await self._asked_to_end.wait()
         await asyncio.sleep(DRAIN_S)
@@ -79,7 +88,7 @@ class _Worker:
         self._accept_rest(loop)
         self._listener.close()
         await self._finish(loop.time() + self._options.timeout_s + 1)
-        watch.cancel()
+        sweeping.cancel()
 
     async def _finish(self, ends: float) -> None:
         """Close each connection once what came over it is answered, and all of them when the time has come."""
@@ -120,12 +129,9 @@ class _Worker:
             pass
 
     def _told(self, loop: asyncio.AbstractEventLoop, parent: socket.socket) -> None:
-        """The parent says nothing; when it is gone, so are we."""
-        try:
-            gone = not parent.recv(1)
-        except OSError:
-            gone = True
-        if gone:
+        """Do what the parent says; when it is gone, so are we."""
+        assert isinstance(self._changes, OneOfSeveral)
+        if not self._changes.hear():
             loop.remove_reader(parent)
             self._wire.app.ready = False
             self._asked_to_end.set()

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelctl.artifact import Artifact, Payload
+from modelctl.artifact import Artifact, Payload, manifest_path
 from modelctl.errors import IntegrityError
 from modelctl.options import ServeOptions
 from modelctl.progress import Progress, silent
@@ -72,6 +72,17 @@ def opened(source: str, secrets: Secrets, progress: Progress = silent) -> Opened
     no key opens it; ArtifactError, StoreError when it can't be found or read.
     """
     return _from_store(source, secrets, progress) if looks_like_ref(source) else _from_file(source, secrets, progress)
+
+
+def mark(source: str) -> str:
+    """What changes when a source comes to stand for something else; raises what `opened` does when it is not there."""
+    if looks_like_ref(source):
+        ref = Ref.parse(source)
+        with closing(open_store(ref.store)) as store:
+            return find(store, ref).manifest_sha256
+    files = (Path(source), manifest_path(Path(source)))
+    states = [file.stat() for file in files if file.exists() or file is files[0]]
+    return " ".join(f"{one.st_ino}:{one.st_size}:{one.st_mtime_ns}" for one in states)
 
 
 def _from_store(source: str, secrets: Secrets, progress: Progress) -> Opened:

@@ -6,7 +6,9 @@ lose. Each worker has a line to it, on which it says in JSON that it answers or 
 side that the other is gone: a worker that dies is replaced, and without a parent workers end. Connections that wait on
 the socket are taken by whoever has least to do.
 
-    worker → parent    {"ready": [{"name", "version", "digest"}, …]}   {"error": {"kind", "message", "hint"}}
+    worker → parent    {"ready": [{"name", "version", "digest"}, …], "names"}   {"error": {"kind", "message", "hint"}}
+
+What they say when models are loaded and unloaded stands in `agreement`.
 """
 
 import contextlib
@@ -28,6 +30,8 @@ from modelctl.errors import ModelctlError, UsageError
 from modelctl.options import ServeOptions
 from modelctl.progress import Progress, silent
 from modelctl.serve import sockets
+from modelctl.serve.agreement import Agreement
+from modelctl.serve.changes import LOAD, WATCH_S, Ledger, Watch
 from modelctl.serve.metrics import Board
 
 logger = logging.getLogger("modelctl.serve")
@@ -50,28 +54,37 @@ def serve(sources: Sequence[str], options: ServeOptions, announce: Announce, pro
             progress.note(warning)
         url = sockets.url_of(listener)
         if options.workers == 1:
-            _work(sources, options, listener, Board(), 0, lambda facts: announce(url, facts), progress)
+            board = Board()
+            watch = Watch(sources) if options.watch else None
+            ledger = Ledger(sources, board)
+            _work(ledger, options, listener, board, 0, lambda facts: announce(url, facts), progress, watch=watch)
         else:
             _Parent(sources, options, listener).run(lambda facts: announce(url, facts))
 
 
 def _work(
-    sources: Sequence[str],
+    ledger: Ledger,
     options: ServeOptions,
     listener: socket.socket,
     board: Board,
     worker: int,
     ready: Callable[[list[Fact]], None],
     progress: Progress = silent,
+    *,
+    watch: Watch | None = None,
     parent: socket.socket | None = None,
 ) -> None:
     # Not at the top: the process that forks must be free of what these bring along.
-    from modelctl.serve.models import load_all
+    from modelctl.serve.models import Models, load_all
     from modelctl.serve.server import work
+    from modelctl.serve.shelf import Shelf
 
-    models = load_all(sources, options, progress, board, worker)
+    rows = {place: row for place, (_, row) in ledger.loaded().items()}
+    models = load_all(ledger.sources, options, progress, Models(board, worker), rows)
+    for place in rows:
+        ledger.names[place] = models.name_at(place)
     facts = [{"name": one.name, "version": one.version, "digest": one.digest} for one in models]
-    work(models, options, listener, lambda: ready(facts), parent)
+    work(Shelf(models, ledger, options), options, listener, lambda: ready(facts), watch, parent)
 
 
 @dataclass
@@ -91,30 +104,36 @@ class _Parent:
     def __init__(self, sources: Sequence[str], options: ServeOptions, listener: socket.socket) -> None:
         if options.passphrase == "prompt":
             raise UsageError("--workers can't ask for a passphrase, once for each", "--passphrase env:NAME")
-        self._sources = sources
         self._options = options
         self._listener = listener
         self._board = Board(options.workers)
+        self._ledger = Ledger(sources, self._board)
+        self._watch = Watch(sources) if options.watch else None
+        self._next_look = 0.0
         self._children: dict[int, _Child] = {}
         self._due: dict[int, float] = {}  # workers to be started, and when
         self._selector = selectors.DefaultSelector()
         self._ends = False
+        self._announced = False
         self._facts: list[Fact] | None = None
-        self._ready: set[int] = set()
+        self._agreement = Agreement(self._ledger, self._tell)
 
     def run(self, announce: Callable[[list[Fact]], None]) -> None:
         """Keep workers running until a signal asks for the end; what none of them can load is raised."""
         with self._signals() as alarm, self._selector:
             self._selector.register(alarm, selectors.EVENT_READ)
             self._due = dict.fromkeys(range(self._options.workers), 0.0)
-            announced = False
             try:
                 while self._children or (self._due and not self._ends):
                     self._start_due()
                     self._listen_to_children(alarm)
-                    if not announced and len(self._ready) == self._options.workers and self._facts is not None:
-                        announced = True
+                    if len(self._agreement.workers) < self._options.workers or self._facts is None:
+                        continue
+                    if not self._announced:
+                        self._announced = True
                         announce(self._facts)
+                    self._look()
+                    self._agreement.begin()
             finally:
                 for child in self._children.values():
                     os.kill(child.pid, signal.SIGKILL)
@@ -145,7 +164,22 @@ class _Parent:
         self._ends = True
         self._listener.close()  # the workers have it still, until they have answered what came over it
 
+    def _look(self) -> None:
+        """Have loaded anew what was noticed to stand for something else."""
+        if self._watch is None or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + WATCH_S
+        for place in self._watch.changed():
+            if self._ledger.rows[place] is not None:
+                self._agreement.ask(None, 0, LOAD, self._ledger.names[place])
+
+    def _tell(self, number: int, words: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # it is gone, which we will hear
+            self._children[number].line.sendall(orjson.dumps(words) + b"\n")
+
     def _start_due(self) -> None:
+        if self._agreement.busy:
+            return
         for number, when in list(self._due.items()):
             if when <= time.monotonic() and not self._ends:
                 del self._due[number]
@@ -181,10 +215,10 @@ class _Parent:
 
     def _worked(self, number: int, line: socket.socket) -> int:
         def ready(facts: list[Fact]) -> None:
-            line.sendall(orjson.dumps({"ready": facts}) + b"\n")
+            line.sendall(orjson.dumps({"ready": facts, "names": self._ledger.names}) + b"\n")
 
         try:
-            _work(self._sources, self._options, self._listener, self._board, number, ready, parent=line)
+            _work(self._ledger, self._options, self._listener, self._board, number, ready, parent=line)
         except ModelctlError as error:
             told = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
             line.sendall(orjson.dumps({"error": told}) + b"\n")
@@ -192,8 +226,9 @@ class _Parent:
         return 0
 
     def _listen_to_children(self, alarm: socket.socket) -> None:
-        wait = min((when - time.monotonic() for when in self._due.values()), default=None)
-        for key, _ in self._selector.select(None if wait is None else max(wait, 0.0)):
+        times = [] if self._agreement.busy else list(self._due.values())
+        times += [] if self._watch is None else [self._next_look]
+        for key, _ in self._selector.select(max(min(times) - time.monotonic(), 0.0) if times else None):
             if key.fileobj is alarm:
                 with contextlib.suppress(BlockingIOError):
                     alarm.recv(READ_BYTES)
@@ -210,9 +245,14 @@ class _Parent:
 
     def _heard(self, child: _Child, said: dict[str, Any]) -> None:
         if "ready" in said:
-            self._ready.add(child.number)
+            self._agreement.workers.add(child.number)
             self._facts = self._facts or said["ready"]
-        elif self._facts is None or child.number not in self._ready:
+            self._ledger.names = [name or known for name, known in zip(said["names"], self._ledger.names, strict=True)]
+        elif "error" not in said:
+            self._agreement.heard(child.number, said)
+        elif self._announced:
+            logger.error("a worker can't start: %s", said["error"]["message"])
+        else:
             told = said["error"]
             raise getattr(errors, told["kind"], ModelctlError)(told["message"], told["hint"])
 
@@ -223,6 +263,7 @@ class _Parent:
         del self._children[child.number]
         os.waitpid(child.pid, 0)
         self._board.lost(child.number)
+        self._agreement.lost(child.number)
         if not self._ends:
             now = time.monotonic()
             self._due[child.number] = now if now - child.started > CALM_S else now + CALM_S
