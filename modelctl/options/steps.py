@@ -223,12 +223,21 @@ class ServeOptions(OpeningOptions):
             remembered=Remembered.NOT,
         ),
     ] = 1
+    provider: Annotated[str, PROVIDER] = "cpu"
     host: Annotated[str, Knob("address to listen on")] = "127.0.0.1"
     port: Annotated[int, Knob("port to listen on; 0: any free one", low=0, high=65535)] = 8080
     name: Annotated[str | None, Knob("name to serve a single model under; by default its file's")] = None
     require_signature: Annotated[
         str | None, Knob("public key that must have signed every model: a path or env:NAME", remembered=Remembered.NOT)
     ] = None
+    routes: Annotated[
+        tuple[str, ...],
+        Knob("shares of a model's versions: name:stable=90,name:next=10; repeatable", flag="--route"),
+    ] = ()
+    shadows: Annotated[
+        tuple[str, ...],
+        Knob("version that is asked what its model is asked, and only counted: name:next; repeatable", flag="--shadow"),
+    ] = ()
     watch: Annotated[bool, Knob("load a model anew, without a failed request, when its ref or file changes")] = False
     workers: Annotated[int, Knob("processes that answer; each has the models in its memory", low=1, high=256)] = 1
     max_batch: Annotated[int, Knob("most samples of several requests in one run of the model", low=1)] = 64
@@ -238,6 +247,39 @@ class ServeOptions(OpeningOptions):
     max_queue: Annotated[int, Knob("most requests waiting for a model; more are answered 429", low=1)] = 256
     max_body_mb: Annotated[float, Knob("largest request body, in megabytes (10^6 bytes)", low=0.001)] = 64.0
     timeout_s: Annotated[float, Knob("longest time a request may wait for its answer, in seconds", low=0.01)] = 30.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.shares()
+        self.shadowed()
+
+    def shares(self) -> dict[str, dict[str, float]]:
+        """Of each model that is routed, the shares of its versions."""
+        found: dict[str, dict[str, float]] = {}
+        for route in self.routes:
+            shares: dict[str, float] = {}
+            names = set()
+            for part in route.split(","):
+                ref, equals, share = part.partition("=")
+                name, colon, version = ref.strip().rpartition(":")
+                if not (equals and colon and name and version and share.strip().replace(".", "", 1).isdecimal()):
+                    raise UsageError(f"--route {route}: not shares of versions", "--route name:stable=90,name:next=10")
+                names.add(name)
+                shares[version] = float(share)
+            if len(names) != 1 or names & found.keys() or not sum(shares.values()):
+                raise UsageError(f"--route {route}: must be all shares of one name", "--route name:a=90,name:b=10")
+            found[names.pop()] = shares
+        return found
+
+    def shadowed(self) -> dict[str, str]:
+        """Of each model that has a shadow, the version that is it."""
+        found: dict[str, str] = {}
+        for shadow in self.shadows:
+            name, colon, version = shadow.rpartition(":")
+            if not (colon and name and version) or name in found:
+                raise UsageError(f"--shadow {shadow}: not one version of a name", "--shadow name:next")
+            found[name] = version
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

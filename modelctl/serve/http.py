@@ -20,12 +20,13 @@ import orjson
 
 from modelctl.options import ServeOptions
 from modelctl.serve import metrics
-from modelctl.serve.batching import Array, Job, Outcome, Tensors
+from modelctl.serve.batching import Array, Done, Job, Outcome, Tensors
 from modelctl.serve.heads import CHUNKED, Head
 from modelctl.serve.metrics import REQUESTS, Tally
 from modelctl.serve.models import Model, Models
 from modelctl.serve.refusal import Refused, told
 from modelctl.serve.shelf import Shelf
+from modelctl.serve.splitting import Comparison, Shadow, Split
 from modelctl.serve.tensors import check_agreement
 
 logger = logging.getLogger("modelctl.serve")
@@ -96,6 +97,8 @@ class App:
         self.limit_bytes = int(options.max_body_mb * 1_000_000)
         self.timeout_s = options.timeout_s
         self._held_bytes = 0
+        self._options = options
+        self._shadows: dict[str, Shadow] = {}
         self._routes: dict[str, dict[str, Route]] = {}
         self.reroute()
 
@@ -106,6 +109,26 @@ class App:
             for route in import_module(f"modelctl.serve.{name}").routes(self):
                 routes.setdefault(route.path, {})[route.method] = route
         self._routes = routes
+        self._shadows = {
+            name: Shadow(self.models.get(name, version), self.timeout_s)
+            for name, version in self._options.shadowed().items()
+            if name in self.models.names() and version in self.models.versions(name)
+        }
+
+    def shared(self, name: str, handler_of: Callable[[Model], Handler]) -> tuple[Handler, Model | None]:
+        """The handler for requests to a name, and the model if it is settled: the last version, or one by its share."""
+        shares = self._options.shares().get(name)
+        if shares is None:
+            model = self.models.get(name)
+            return handler_of(model), model
+        split = Split(self.models, name, shares)
+        handlers = {id(model): handler_of(model) for model in split.models}
+
+        def drawn(request: Request) -> Answer | None:
+            request.model = split.draw()
+            return handlers[id(request.model)](request)
+
+        return drawn, None
 
     def handle(self, request: Request) -> None:
         """Answer a request whose body is read, now or when its model has."""
@@ -160,7 +183,11 @@ class App:
         if len(feeds) > 1:
             check_agreement(feeds, model.inputs)
         model.tally.cells[REQUESTS] += 1
-        request.job = model.runner.submit(feeds, self.timeout_s, partial(self._computed, request, write))
+        done: Done = partial(self._computed, request, write)
+        shadow = self._shadows.get(model.name)
+        if shadow is not None and shadow.model is not model and (comparison := shadow.follow(feeds)) is not None:
+            done = partial(_both, comparison, done)
+        request.job = model.runner.submit(feeds, self.timeout_s, done)
 
     def _computed(self, request: Request, write: Callable[[Outputs], Answer], outcome: Outcome) -> None:
         request.job = None
@@ -209,3 +236,8 @@ class App:
         except Refused as refused:
             return refused
         return Refused(f"nothing at {told(path)}; see /v2, /v2/models/NAME, /predict, /metrics", 404)
+
+
+def _both(comparison: Comparison, done: Done, outcome: Outcome) -> None:
+    done(outcome)
+    comparison.told(0, outcome)

@@ -37,7 +37,8 @@ SECONDS = (
 ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 
 
-REQUESTS, IN_FLIGHT, ERRORS = 0, 1, 2  # a tally's cells: these, one for each kind of error, three histograms, a breaker
+# A tally's cells: these, one for each kind of error, three histograms, a breaker.
+REQUESTS, IN_FLIGHT, SHADOWED, DISAGREED, ERRORS = range(5)
 _QUEUE = ERRORS + len(KINDS)
 _COMPUTE = _QUEUE + len(SECONDS) + 2
 _ROWS = _COMPUTE + len(SECONDS) + 2
@@ -163,6 +164,12 @@ def exposition(models: Iterable[Labelled], unrouted: Tally, ready: bool) -> byte
     ]
     lines += _family("modelctl_requests_in_flight", "gauge", "Requests that wait for a model or are being computed.")
     lines += [f"modelctl_requests_in_flight{_labels(who)} {tally.in_flight}" for who, tally in models]
+    for name, what, cell in (
+        ("modelctl_shadow_requests_total", "Requests that were shown to a model as a shadow.", SHADOWED),
+        ("modelctl_shadow_disagreements_total", "Those to which it would have said something else.", DISAGREED),
+    ):
+        lines += _family(name, "counter", what)
+        lines += [f"{name}{_labels(who)} {int(tally.cells[cell])}" for who, tally in models]
     lines += _family("modelctl_breaker_open", "gauge", "Whether a model is not asked, as it has failed too often.")
     lines += [f"modelctl_breaker_open{_labels(who)} {int(tally.broken)}" for who, tally in models]
     for name, what, pick in (

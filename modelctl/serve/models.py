@@ -139,7 +139,19 @@ def load_all(
         progress.advance("loading models", done, len(places), "models")
         source = opened(sources[place], secrets, progress)
         models.put(place, ready(source, options, models.board, models.worker, row))
+    _check_versions(models, options)
     return models
+
+
+def _check_versions(models: Models, options: ServeOptions) -> None:
+    """UsageError for a share or a shadow of a version that is not there."""
+    wanted = [("--route", name, version) for name, shares in options.shares().items() for version in shares]
+    wanted += [("--shadow", name, version) for name, version in options.shadowed().items()]
+    for flag, name, version in wanted:
+        try:
+            models.get(name, version)
+        except Refused as refused:
+            raise UsageError(f"{flag} {name}:{version}: {refused.message}") from refused
 
 
 def ready(source: Opened, options: ServeOptions, board: Board, worker: int, row: int) -> Model:
@@ -151,7 +163,7 @@ def ready(source: Opened, options: ServeOptions, board: Board, worker: int, row:
         kept = payload.manifest.files[0].path
         hint = f"modelctl export {kept} -o {name}.onnx"
         raise UnsupportedError(f"{kept}: serve runs onnx, this is {payload.manifest.format}", hint)
-    session = Session(payload, threads=options.thread_count())
+    session = Session(payload, options.thread_count(), options.provider)
     for spec in (*session.inputs, *session.outputs):
         if datatype_of(spec.dtype) is None:
             raise UnsupportedError(f"{session.name}: {spec.name} is {spec.dtype}, which the protocol has no word for")

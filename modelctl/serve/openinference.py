@@ -13,6 +13,7 @@ know are ignored, but those that would change the answer are refused.
 """
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import orjson
@@ -45,13 +46,19 @@ def routes(app: App) -> Iterable[Route]:
     yield Route("GET", "/v2/health/live", _const({"live": True}))
     yield Route("GET", "/v2/health/ready", _readiness(app, {}))
     for name in app.models.names():
-        places = {f"/v2/models/{name}": app.models.get(name)}
-        for version in app.models.versions(name):
-            places[f"/v2/models/{name}/versions/{version}"] = app.models.get(name, version)
-        for place, model in places.items():
-            yield Route("GET", place, _const(metadata(model, app.models.versions(name))), model)
-            yield Route("GET", f"{place}/ready", _readiness(app, {"name": name}), model)
+        versions = app.models.versions(name)
+        handler, settled = app.shared(name, partial(_infer, app))
+        yield from _of_model(app, f"/v2/models/{name}", app.models.get(name), versions)
+        yield Route("POST", f"/v2/models/{name}/infer", handler, settled)
+        for version in versions:
+            model, place = app.models.get(name, version), f"/v2/models/{name}/versions/{version}"
+            yield from _of_model(app, place, model, versions)
             yield Route("POST", f"{place}/infer", _infer(app, model), model)
+
+
+def _of_model(app: App, place: str, model: Model, versions: list[str]) -> Iterable[Route]:
+    yield Route("GET", place, _const(metadata(model, versions)), model)
+    yield Route("GET", f"{place}/ready", _readiness(app, {"name": model.name}), model)
 
 
 def _const(document: Any) -> Handler:

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs
 import orjson
 
 from modelctl.serve.batching import Array
-from modelctl.serve.http import Answer, App, Request, Route
+from modelctl.serve.http import Answer, App, Handler, Request, Route
 from modelctl.serve.models import Model
 from modelctl.serve.refusal import Refused, told
 from modelctl.serve.tensors import check_shape, datatype_of, from_json, parse_json, to_nested_json
@@ -27,30 +27,26 @@ QUERY_LIMIT_BYTES = 4096
 def routes(app: App) -> Iterable[Route]:
     """The routes of `/predict`."""
 
-    def bound(model: Model) -> Any:
+    def bound(model: Model) -> Handler:
         def predict(request: Request) -> None:
             _predict(app, model, request)
 
         return predict
 
-    def chosen(request: Request) -> None:
-        request.model = _named(app, request.head.query)
-        _predict(app, request.model, request)
+    def chosen(request: Request) -> Answer | None:
+        handler, request.model = by_name[_named(app, request.head.query)]
+        return handler(request)
 
-    names = app.models.names()
-    if len(names) == 1 and len(app.models.versions(names[0])) == 1:
-        only = app.models.only()
-        yield Route("POST", "/predict", bound(only), only)
-    else:
-        yield Route("POST", "/predict", chosen)
-    for name in names:
-        model = app.models.get(name)
-        yield Route("POST", f"/predict/{name}", bound(model), model)
+    by_name = {name: app.shared(name, bound) for name in app.models.names()}
+    yield Route("POST", "/predict", chosen)
+    for name, (handler, settled) in by_name.items():
+        yield Route("POST", f"/predict/{name}", handler, settled)
 
 
-def _named(app: App, query: bytes) -> Model:
+def _named(app: App, query: bytes) -> str:
+    """The name that a query asks for, else the only one there is; `Refused` 404."""
     asked = parse_qs(query[:QUERY_LIMIT_BYTES].decode("latin-1")).get("model")
-    return app.models.get(asked[-1]) if asked else app.models.only()
+    return app.models.get(asked[-1]).name if asked else app.models.only().name
 
 
 def _predict(app: App, model: Model, request: Request) -> None:
