@@ -27,7 +27,7 @@ WORKS = (
     "prune net.onnx -o sparse.onnx --sparsity 0.2 --data samples.npz --allow-regression",
     "prune net.onnx -o narrow.onnx --target params=0.7 --allow-regression",
     "optimize net.onnx -o fused.onnx --allow-regression",
-    "quantize net.onnx -o int8.onnx --data samples.npz --allow-regression",
+    "quantize net.onnx -o int8.onnx --method static --data samples.npz --allow-regression",
     "eval net.onnx --data samples.npz",
     "keygen -o aes.key --type aes",
     "keygen -o signing.pem",
