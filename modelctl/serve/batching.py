@@ -121,6 +121,7 @@ class Runner:
         self._max_queue = max_queue
         self._max_delay_s = max_delay_s
         self._inline_elements = pace.inline_elements
+        self._independent = pace.rows_are_independent
         self._loop: asyncio.AbstractEventLoop | None = None
         self._arrived: deque[Job] = deque()  # to be run on the loop, at the end of this turn
         self._queued: deque[Job] = deque()  # to be run by the thread
@@ -137,15 +138,13 @@ class Runner:
         """
         self._breaker.admit()
         loop = self._loop or self._start()
-        elements = 0
-        for one in feeds.values():
-            elements += one.size
+        rows, alike, elements = _likeness(feeds)
         inline = elements <= self._inline_elements
         if not inline and len(self._queued) >= self._max_queue:
             raise Refused("too many requests are waiting", 429, headers=((b"retry-after", b"1"),))
         job = Job(feeds, elements, inline, self._tally, done)
-        if self._pace.rows_are_independent:
-            self._liken(job)
+        if self._independent:
+            job.rows, job.alike = rows, alike
         if inline:
             if len(self._arrived) >= self._max_queue:
                 self._turn()  # to make room: so small a job is done sooner than refused
@@ -181,17 +180,6 @@ class Runner:
     def _start(self) -> asyncio.AbstractEventLoop:
         self._loop = asyncio.get_running_loop()
         return self._loop
-
-    def _liken(self, job: Job) -> None:
-        """Say how many rows a job has, and what jobs must have in common with it to share its run."""
-        if len(job.feeds) == 1:
-            for one in job.feeds.values():
-                job.rows, job.alike = one.shape[0], one.shape[1:]
-            return
-        rows = {one.shape[0] for one in job.feeds.values()}
-        if len(rows) == 1:  # else the model itself will say what it thinks of that
-            job.rows = rows.pop()
-            job.alike = {name: one.shape[1:] for name, one in job.feeds.items()}
 
     def _due(self, loop: asyncio.AbstractEventLoop, turn: Callable[[], None]) -> None:
         """Have `turn` called at the end of this turn of the loop, or when the first job has waited for company."""
@@ -270,9 +258,22 @@ class Runner:
             self._breaker.succeeded()
         elif not isinstance(ran.outcomes[0], Refused):
             self._breaker.failed()
+        self._tally.queue_s.observe(*[ran.began - job.arrived for job in ran.jobs])
         for job, outcome in zip(ran.jobs, ran.outcomes, strict=True):
-            self._tally.queue_s.observe(ran.began - job.arrived)
             job.settle(outcome)
+
+
+def _likeness(feeds: Tensors) -> tuple[int, object, int]:
+    """A request's rows, what others must have in common with it to share its run (None: none may), and its elements."""
+    if len(feeds) == 1:
+        (one,) = feeds.values()
+        shape = one.shape
+        return shape[0] if shape else 1, shape[1:] if shape else None, one.size
+    elements = sum(one.size for one in feeds.values())
+    rows = {one.shape[0] if one.shape else 1 for one in feeds.values()}
+    if len(rows) != 1:  # the model itself will say what it thinks of that
+        return 1, None, elements
+    return rows.pop(), {name: one.shape[1:] for name, one in feeds.items()}, elements
 
 
 def late() -> Refused:

@@ -133,7 +133,9 @@ class App:
     def handle(self, request: Request) -> None:
         """Answer a request whose body is read, now or when its model has."""
         try:
-            route = self._routed(request.head)
+            head = request.head
+            methods = self._routes.get(head.path)
+            route = (methods and methods.get(head.method)) or self._unusual(head, methods)
             request.model = route.model
             answer = route.handler(request)
         except Exception as error:  # noqa: BLE001 - a bug is told on stderr, and the server goes on
@@ -215,15 +217,14 @@ class App:
         self._tally(request.model).failed(error.kind)
         return Answer(orjson.dumps({"error": error.message}), JSON, error.status, error.headers)
 
-    def _routed(self, head: Head) -> Route:
-        methods = self._routes.get(head.path)
+    def _unusual(self, head: Head, methods: dict[str, Route] | None) -> Route:
+        """The route of a HEAD request; `Refused` 404 or 405 where there is none."""
         if methods is None:
             raise self._missing(head.path)
-        route = methods.get("GET" if head.method == "HEAD" else head.method)
-        if route is None:
-            allowed = ", ".join(sorted({*methods, *(["HEAD"] if "GET" in methods else [])}))
-            raise Refused(f"{head.path} takes {allowed}", 405, headers=((b"allow", allowed.encode()),))
-        return route
+        if head.method == "HEAD" and "GET" in methods:
+            return methods["GET"]
+        allowed = ", ".join(sorted({*methods, *(["HEAD"] if "GET" in methods else [])}))
+        raise Refused(f"{head.path} takes {allowed}", 405, headers=((b"allow", allowed.encode()),))
 
     def _missing(self, path: str) -> Refused:
         """Why there is nothing at a path: the model, its version, or the path itself."""

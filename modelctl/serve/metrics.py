@@ -59,10 +59,12 @@ class Histogram:
         self.bounds = bounds
         self.cells = cells
 
-    def observe(self, value: float) -> None:
-        """Count one value."""
-        self.cells[bisect_left(self.bounds, value)] += 1
-        self.cells[-1] += value
+    def observe(self, *values: float) -> None:
+        """Count values."""
+        cells, bounds = self.cells, self.bounds
+        for value in values:
+            cells[bisect_left(bounds, value)] += 1
+        cells[-1] += sum(values)
 
     @property
     def counts(self) -> list[int]:

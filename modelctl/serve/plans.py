@@ -88,7 +88,7 @@ class Plans:
         plan = self._raw.get(body[: self._lengths.get(header_length, 0)])
         if plan is None or plan.size != len(body):
             return None
-        feeds = {}
+        feeds: dict[str, Array] = {}
         for name, dtype, place, count, shape in plan.places:
             if place % dtype.itemsize:  # kernels load whole words, which a copy is fit for
                 data = body[place : place + count * dtype.itemsize]
