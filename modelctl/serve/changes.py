@@ -42,12 +42,17 @@ class Ledger:
         """Source and row of each place that has a model."""
         return {place: (self.sources[place], row) for place, row in enumerate(self.rows) if row is not None}
 
-    def begin(self, kind: str, name: str) -> Change:
-        """The change that loads or unloads the models of a name; `Refused` 404 when there are none."""
-        places = tuple(place for place, known in enumerate(self.names) if known == name)
-        if not places:
+    def places(self, name: str) -> tuple[int, ...]:
+        """The places of a name's sources; `Refused` 404 when there are none."""
+        found = tuple(place for place, known in enumerate(self.names) if known == name)
+        if not found:
             known = ", ".join(dict.fromkeys(self.names))
             raise Refused(f"no model {told(name)} was given to this server; given: {known}", 404)
+        return found
+
+    def begin(self, kind: str, name: str) -> Change:
+        """The change that loads or unloads the models of a name; `Refused` 404 when there are none."""
+        places = self.places(name)
         if kind == UNLOAD:
             return Change(places, ())
         if len(self._free) < len(places):

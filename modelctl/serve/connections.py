@@ -190,7 +190,7 @@ class Connection(asyncio.Protocol):
             self._app.refuse(request, refused)
         self._busy = False
         self._buffer = data[place:] if place < size else b""
-        if self._held and len(self._buffer) <= AHEAD_BYTES:
+        if self._held and not self._closed and len(self._buffer) <= AHEAD_BYTES:
             self._held = False
             self.transport.resume_reading()
 

@@ -232,6 +232,8 @@ class App:
         try:
             if parts[:3] == ["", "v2", "models"] and len(parts) > 3:
                 self.models.get(parts[3], parts[5] if parts[4:5] == ["versions"] and len(parts) > 5 else None)
+            elif parts[:4] == ["", "v2", "repository", "models"] and len(parts) > 4 and self.changes is not None:
+                self.changes.shelf.ledger.places(parts[4])
             elif parts[:2] == ["", "predict"] and len(parts) == 3:
                 self.models.get(parts[2])
         except Refused as refused:

@@ -1,5 +1,9 @@
 """Clients that people use, asked to talk to a real server."""
 
+import json
+import shutil
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,4 +48,35 @@ def test_tritonclient(server: Running, binary: bool) -> None:
         np.testing.assert_array_equal(infer("half", {"x": ("FP16", half)}, ["y"]).as_numpy("y"), half)
     with pytest.raises(triton.InferenceServerException, match="no model 'none'"):
         infer("none", {"x": ("FP32", a)}, ["y"])
+    client.unload_model("lookup")
+    assert not client.is_model_ready("lookup")
+    assert {one["name"]: one["state"] for one in client.get_model_repository_index()}["lookup"] == "UNAVAILABLE"
+    client.load_model("lookup")
+    assert client.is_model_ready("lookup")
+    with pytest.raises(triton.InferenceServerException, match="no model 'none'"):
+        client.load_model("none")
     client.close()
+
+
+@pytest.mark.real_parts
+@pytest.mark.parametrize("flags", [["-H", "Expect: 100-continue"], ["-H", "Transfer-Encoding: chunked"], ["--http1.0"]])
+def test_curl(server: Running, tmp_path: Path, flags: list[str]) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("apt-get install curl")
+    small, large = tmp_path / "small.json", tmp_path / "large.json"
+    small.write_text("[[1, 2, 3, 4]" + ", [1, 2, 3, 4]" * 40_000 + "]")  # half a megabyte, in many pieces
+    large.write_text("[" + " " * 3_000_000 + "]")
+
+    def told(path: Path) -> tuple[str, str]:
+        url = f"http://127.0.0.1:{server.port}/predict/affine"
+        command = ["curl", "-sS", *flags, "--data-binary", f"@{path}", "-w", "%{http_code}", url]
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        return found.stdout[-3:], found.stdout[:-3]
+
+    if flags != ["--http1.0"]:
+        status, body = told(large)
+        assert status == "413"
+        assert "larger than 1000000 bytes" in body
+    status, body = told(small)
+    assert status == "200"
+    assert len(json.loads(body)["outputs"]["y"]) == 40_001
