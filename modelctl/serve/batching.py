@@ -29,6 +29,7 @@ Tensors = Mapping[str, Array]
 Run = Callable[[Tensors], dict[str, Array]]
 
 INLINE_S = 0.0005  # a model that takes longer than this has a thread
+HANGING = 0.9  # a run hangs that takes this share of the time that a request may wait
 INLINE_BATCH_S = 0.005  # what runs on the loop may keep other requests waiting this long
 
 
@@ -55,7 +56,7 @@ Done = Callable[[Outcome], None]
 class Job:
     """One request's tensors on their way through a model; `done` is called once, unless it is cancelled before."""
 
-    __slots__ = ("alike", "arrived", "begun", "done", "elements", "feeds", "inline", "over", "rows", "tally", "timer")
+    __slots__ = ("alike", "arrived", "done", "elements", "feeds", "inline", "over", "rows", "tally", "timer")
 
     def __init__(self, feeds: Tensors, elements: int, inline: bool, tally: Tally, done: Done) -> None:
         self.feeds = feeds
@@ -66,7 +67,6 @@ class Job:
         self.rows = 1
         self.alike: object = None  # jobs of which this is equal can share a run; None: with no other
         self.over = False
-        self.begun = False  # the thread has it
         self.timer: asyncio.TimerHandle | None = None
         self.arrived = time.perf_counter()
         tally.cells[IN_FLIGHT] += 1
@@ -127,7 +127,7 @@ class Runner:
         self._queued: deque[Job] = deque()  # to be run by the thread
         self._hand: SimpleQueue[list[Job] | None] = SimpleQueue()
         self._busy = False
-        self._stuck = False  # the run that the thread has in hand takes longer than a request may wait
+        self._fed = 0.0  # when the thread was given what it has in hand
         self._waits: asyncio.TimerHandle | None = None  # for more to share a run with
         self._thread: threading.Thread | None = None
 
@@ -152,7 +152,7 @@ class Runner:
             if len(self._arrived) == 1:
                 self._due(loop, self._turn)
         else:
-            job.timer = loop.call_later(timeout_s, self._late, job)
+            job.timer = loop.call_later(timeout_s, self._late, job, timeout_s)
             self._queued.append(job)
             if not self._busy:
                 self._gather(loop)
@@ -170,10 +170,9 @@ class Runner:
             self._thread.join(wait_s)
         return self._thread is None or not self._thread.is_alive()
 
-    def _late(self, job: Job) -> None:
-        """A job has waited long enough; if it was in the thread's hands, the model hangs."""
-        if job.begun or self._stuck:
-            self._stuck = True
+    def _late(self, job: Job, timeout_s: float) -> None:
+        """A job has waited long enough; if the thread has been at one run for as long, the model hangs."""
+        if self._busy and time.perf_counter() - self._fed >= timeout_s * HANGING:
             self._breaker.failed(FAILURES)
         job.settle(late())
 
@@ -210,12 +209,11 @@ class Runner:
             self._waits = None
         jobs = self._take(self._queued)
         self._busy = bool(jobs)
+        self._fed = time.perf_counter()
         if jobs:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="modelctl-model", daemon=True)
                 self._thread.start()
-            for job in jobs:
-                job.begun = True
             self._hand.put(jobs)
 
     def _take(self, waiting: deque[Job], elements: int | None = None) -> list[Job]:
@@ -246,7 +244,6 @@ class Runner:
                 return
 
     def _returned(self, ran: _Ran) -> None:
-        self._stuck = False
         self._feed()  # the thread first, so that it does not wait for the answers to be written
         self._finish(ran)
 

@@ -25,7 +25,7 @@ Headers = dict[bytes, bytes]
 
 
 class Head(NamedTuple):
-    """What a head says; `length` of the body in bytes, or CHUNKED; header names in lower case, the last of a name."""
+    """What a head says; `length` of the body in bytes, or CHUNKED; other headers by lower-case name, the last one."""
 
     method: str
     path: str
@@ -37,21 +37,40 @@ class Head(NamedTuple):
 
 
 class Heads:
-    """Reads heads, and remembers those that it read."""
+    """Reads heads, and remembers those that it read: as they are, and but for the number of their Content-Length."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, Head] = {}
+        self._but_length: dict[tuple[bytes, bytes], Head] = {}
 
     def read(self, data: bytes) -> Head:
         """What these bytes, up to and with the empty line, say; `Refused` 400 when they are no head of a request."""
         found = self._known.get(data)
         if found is None:
-            found = _read(data)
+            found = self._read(data)
             if len(data) <= REMEMBERED_BYTES:
-                if len(self._known) >= REMEMBERED:
-                    self._known.clear()
-                self._known[data] = found
+                _remember(self._known, data, found)
         return found
+
+    def _read(self, data: bytes) -> Head:
+        begins = max(data.find(b"\r\nContent-Length: "), data.find(b"\r\ncontent-length: ")) + 18
+        ends = data.find(b"\r\n", begins)
+        length = data[begins:ends]
+        if begins < 18 or not length.isdigit() or len(length) > LENGTH_DIGITS or len(data) > REMEMBERED_BYTES:
+            return _read(data)
+        # A line that begins so is that header, and there is no other one: that would have been refused.
+        around = data[:begins], data[ends:]
+        found = self._but_length.get(around)
+        if found is None:
+            found = _read(data)
+            _remember(self._but_length, around, found)
+        return found._replace(length=int(length))
+
+
+def _remember(known: dict[Any, Head], key: object, head: Head) -> None:
+    if len(known) >= REMEMBERED:
+        known.clear()
+    known[key] = head
 
 
 class _Collected:
@@ -116,7 +135,7 @@ def _read(data: bytes) -> Head:
         method=parser.get_method().decode("latin-1"),
         path=path,
         query=query,
-        headers={name: values[-1] for name, values in named.items()},
+        headers={name: values[-1] for name, values in named.items() if name != b"content-length"},
         length=_length(named, version),
         keep_alive=version == "1.1" and parser.should_keep_alive() and not _closes(named),
         expects=named.get(b"expect", [b""])[-1].lower() == b"100-continue",

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def test_a_model_that_hangs_opens_it_and_its_return_closes_it() -> None:
     async def go() -> None:
         runner = runner_of(model, 1.0, state)
         model.gate.clear()
-        late = await asked(runner, 0.02)
+        late = await asked(runner, 0.2)
         assert isinstance(late, Refused)
         assert late.status == 504
         refused = await asked(runner)
@@ -127,6 +128,27 @@ def test_a_model_that_hangs_opens_it_and_its_return_closes_it() -> None:
         while state.open:
             await asyncio.sleep(0.01)
         assert isinstance(await asked(runner), dict)
+        runner.close()
+
+    asyncio.run(go())
+
+
+def test_a_queue_that_is_too_long_is_no_failure_of_the_model() -> None:
+    model = Moody()
+
+    def slow(feeds: Tensors) -> dict[str, Any]:
+        time.sleep(0.05)
+        return model(feeds)
+
+    async def go() -> None:
+        state = Breaker()
+        pace = Pace(run_s=1.0, elements=2, rows_are_independent=False)
+        runner = Runner(slow, pace, Tally(), state, max_batch=1, max_queue=100)
+        found = await asyncio.gather(*(asked(runner, 0.3) for _ in range(20)))
+        statuses = {one.status for one in found if isinstance(one, Refused)}
+        assert statuses == {504}
+        assert any(isinstance(one, dict) for one in found)
+        assert not state.open
         runner.close()
 
     asyncio.run(go())

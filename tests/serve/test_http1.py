@@ -227,6 +227,20 @@ def test_heads_that_are_remembered_stay_few() -> None:
     assert max(map(len, heads._known)) <= 2048
 
 
+def test_heads_that_differ_in_their_length_alone_are_told_apart() -> None:
+    heads = Heads()
+    for name in (b"Content-Length", b"content-length", b"CONTENT-length"):
+        start = b"POST /?a=Content-Length:%%201 HTTP/1.1\r\nHost: x\r\nX: Content-Length: 3\r\n%b: %b\r\nY: z\r\n\r\n"
+        for length in (5, 0, 77, 5, 123456789):
+            for known in (heads, Heads()):
+                found = known.read(start % (name, b"%d" % length))
+                assert (found.length, found.headers[b"y"]) == (length, b"z")
+                assert found.headers[b"x"] == b"Content-Length: 3"
+        for wrong in (b"", b"-1", b"+1", b"1 1", b"1,1", b"0x1", b"\xb2", b"9" * 16, b"1\r\nContent-Length: 1", b"1\n"):
+            with pytest.raises(Refused):
+                heads.read(start % (name, wrong))
+
+
 def test_what_a_head_says_is_read() -> None:
     found = Heads().read(
         b"POST http://x:80/a%20b?c=%20d HTTP/1.1\r\nHOST: x\r\nX-A:  1 \r\nX-a: 2\r\nTransfer-Encoding: Chunked\r\n\r\n"
