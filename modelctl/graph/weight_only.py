@@ -49,15 +49,16 @@ def quantize(
     """A copy of `model`, called `name`, with weights in 4 or 8 bits, and what was done with the weight of each node.
 
     A weight stays in float where a node reads it that is of none of `types` or is `excluded` by name, or where its
-    relative error would be above `max_error`. `block` is how many numbers share a scale, by default 32 where they are
-    stored in four bits and else what gives the smallest file; `per_channel` is for what is stored in eight bits.
-    Rounding is corrected on what `batches` bring, all of them anew each time they are called: as seldom as moments
-    within `limit_bytes` allow. Weights of convolutions are stored in 8 bits where the opset can't be raised to the one
-    that knows four. DataError for samples that don't fit; UsageError for other bits or blocks.
+    relative error would be above `max_error`. `block` is how many numbers share a scale: by default 32 where they have
+    four bits, and what gives the smallest file where they have eight, or `max_error` says what is good enough;
+    `per_channel` is for what is stored in eight bits. Rounding to four bits, or in blocks, is corrected on what
+    `batches` bring, all of them anew each time they are called: as seldom as moments within `limit_bytes` allow.
+    Weights of convolutions are stored in 8 bits where the opset can't be raised to the one that knows four. DataError
+    for samples that don't fit; UsageError for other bits or blocks.
     """
     packing = Packing(
         bits=bits,
-        block=block if form is not Form.STORED else None,
+        block=_block(bits, block, max_error) if form is not Form.STORED else None,
         max_error=max_error,
         accuracy_level=4 if form is Form.INTEGERS else 0,
         types=[one for one in types if one in blockwise.TYPES] if form is not Form.STORED else (),
@@ -85,6 +86,11 @@ def quantize(
         limit_bytes=limit_bytes,
     )
     return copy, [*(one for one in told if one.coding), *stored]
+
+
+def _block(bits: int, block: int | None, max_error: float | None) -> int | None:
+    """How many numbers share a scale in a kernel; None: as many as give the smallest file within the error."""
+    return unpacking.BLOCK if block is None and bits == 4 and max_error is None else block
 
 
 def _ready(model: onnx.ModelProto, name: str, packing: Packing, types: Collection[str]) -> tuple[onnx.ModelProto, int]:

