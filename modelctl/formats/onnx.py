@@ -266,6 +266,11 @@ def _let_in(tensor: onnx.TensorProto, entries: Sequence[onnx.StringStringEntryPr
         tensor.external_data.extend(entries)
 
 
+def is_large(model: onnx.ModelProto) -> bool:
+    """Whether a model holds more weights than fit in one protobuf with it, so that it can't be written as one."""
+    return sum(map(_inline_size, model.graph.initializer)) > INLINE_LIMIT_BYTES
+
+
 def _inline_size(tensor: onnx.TensorProto) -> int:
     if uses_external_data(tensor):
         return 0
@@ -316,8 +321,8 @@ def payload_of(model: onnx.ModelProto, like: Payload) -> Payload:
     file beside it where it is more than 1.5 GiB.
     """
     name = like.manifest.files[0].path
-    is_large = sum(map(_inline_size, model.graph.initializer)) > INLINE_LIMIT_BYTES
-    if not is_large and not any(map(uses_external_data, model.graph.initializer)):
+    large = is_large(model)
+    if not large and not any(map(uses_external_data, model.graph.initializer)):
         return Payload(like.manifest, {name: model.SerializeToString(deterministic=True)})
     beside, files = BytesIO(), {}
 
@@ -327,13 +332,13 @@ def payload_of(model: onnx.ModelProto, like: Payload) -> Payload:
             known = name + BEFORE_SUFFIX if location == name else location
             files[known] = like.files.get(location, b"")
             return known, offset, _data_of(tensor, like.files, name).nbytes
-        if not is_large or not tensor.HasField("raw_data") or _size_of(tensor) < ALIGNMENT_BYTES:
+        if not large or not tensor.HasField("raw_data") or _size_of(tensor) < ALIGNMENT_BYTES:
             return None
         beside.write(b"\0" * (-beside.tell() % ALIGNMENT_BYTES))
         return name + DATA_SUFFIX, beside.tell(), beside.write(tensor.raw_data)
 
     made = bare(model, place)
-    if is_large:
+    if large:
         files[name + DATA_SUFFIX] = beside.getvalue()
     return Payload(like.manifest, {name: made.SerializeToString(deterministic=True)} | files)
 

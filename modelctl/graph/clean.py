@@ -17,13 +17,13 @@ from onnxscript.optimizer import fold_constants
 from onnxscript.rewriter.rules.common import _fuse_batchnorm
 
 from modelctl.errors import ArtifactError, UnsupportedError
+from modelctl.formats import onnx as onnx_format
 from modelctl.graph import names
 from modelctl.manifest import TensorSpec
 
 BATCH = "batch"
 FIRST_IR_WITH_HIDDEN_WEIGHTS = 4  # before, every initializer had to be an input too
 MERGED_NUMBERS = 1024  # in a tensor that is worth comparing with others
-CHECKED_BYTES = 2**31 - 1  # a protobuf's limit
 DOMAINS = (
     *("", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview", "com.microsoft"),
     *("com.microsoft.nchwc", "com.ms.internal.nhwc"),
@@ -217,7 +217,7 @@ def raised(model: onnx.ModelProto, opset: int, name: str) -> onnx.ModelProto:
     if current > opset:
         raise UnsupportedError(f"{name}: is of opset {current}, and can't be lowered to {opset}", f"--opset {current}")
     foreign = sorted({one.domain for one in model.opset_import} - {"", "ai.onnx"})
-    if foreign or model.functions or model.ByteSize() > CHECKED_BYTES:
+    if foreign or model.functions or onnx_format.is_large(model):
         what = f"uses {foreign[0]}" if foreign else "has functions of its own" if model.functions else "is too large"
         raise UnsupportedError(f"{name}: {what}, and can't be raised to opset {opset}", "export it without --opset")
     try:
@@ -232,7 +232,7 @@ def raised(model: onnx.ModelProto, opset: int, name: str) -> onnx.ModelProto:
 
 def check(model: onnx.ModelProto, name: str) -> None:
     """ArtifactError unless the model is what the ONNX specification asks for, shapes and types included."""
-    if model.ByteSize() > CHECKED_BYTES:
+    if onnx_format.is_large(model):
         return  # the checker reads a single protobuf, and onnxruntime has its own checks
     try:
         onnx.checker.check_model(model, full_check=True)

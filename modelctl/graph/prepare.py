@@ -13,6 +13,7 @@ from collections.abc import Collection
 import onnx
 from onnxscript import optimizer
 
+from modelctl.formats import onnx as onnx_format
 from modelctl.graph import clean
 from modelctl.graph.chatter import hushed
 
@@ -22,15 +23,16 @@ FEW_INPUTS = 64  # numbers that go into one output of a convolution: at 25 int8 
 
 
 def prepare(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """A folded copy of `model`, called `name`, every node with a name; UnsupportedError if its opset is too old."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    """`model`, called `name`, folded, every node with a name; UnsupportedError if its opset is too old.
+
+    What is given may be changed, and may be what is returned: a large model is not copied. Nor is one folded that can't
+    be written as one protobuf, for the folder writes it.
+    """
     version = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), MIN_OPSET)
-    model = clean.raised(copy, max(version, MIN_OPSET), name)
+    model = clean.raised(model, max(version, MIN_OPSET), name)
     clean.hide_weights(model)
     del model.graph.value_info[:]  # what stands there may be stale, and shapes are inferred again
-    with hushed():
-        folded: onnx.ModelProto = optimizer.optimize(model)
+    folded = model if onnx_format.is_large(model) else _folded(model)
     maker = {name: node for node in model.graph.node for name in node.output}
     known = {node.name for node in model.graph.node}
     for place, node in enumerate(folded.graph.node):
@@ -39,6 +41,12 @@ def prepare(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
         del node.metadata_props[:]
         node.doc_string = ""
     del folded.graph.value_info[:]
+    return folded
+
+
+def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
+    with hushed():
+        folded: onnx.ModelProto = optimizer.optimize(model)
     return folded
 
 

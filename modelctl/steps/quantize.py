@@ -63,10 +63,11 @@ def quantize(model: Artifact, out: Path, options: QuantizeOptions, progress: Pro
         made, draft.choices = work.run()
         onnx_format.keep_packed(made, payload)
         onnx_format.save(made, draft.path)
-        session = work.session
-        draft.inputs, draft.outputs = draft.inputs or session.inputs, draft.outputs or session.outputs
-        draft.metrics = measure.compare(payload, onnx_format.written(draft.path), work.trial, progress) | work.told
-        if work.data is None:
+        inputs, outputs, trial, told = work.session.inputs, work.session.outputs, work.trial, work.told
+        del work, made  # a large model is not held beside those that are compared
+        draft.inputs, draft.outputs = draft.inputs or inputs, draft.outputs or outputs
+        draft.metrics = measure.compare(payload, onnx_format.written(draft.path), trial, progress) | told
+        if trial.samples is None:
             progress.note(
                 "without --data only size and speed are compared, on random inputs; the accuracy is not known"
             )
@@ -81,14 +82,14 @@ class _Work:
         self, model: Artifact, payload: Payload, options: QuantizeOptions, folder: Path, progress: Progress
     ) -> None:
         self.payload, self.options, self.folder, self.progress = payload, options, folder, progress
-        self.graph = onnx_format.parse(payload)
-        _check(self.graph, model, options)
+        graph = onnx_format.parse(payload)
+        _check(graph, model, options)
         self.session = Session(payload, options.thread_count(), options.provider)
         self.data = open_data(options.data, self.session.inputs, options.seed) if options.data else None
         self.trial = measure.trial_on(self.data, options, options.provider)
         self.told: dict[str, Any] = {}
         samples = None if self.data is None else self.data.train.take(options.samples, options.seed)
-        self.workshop = Workshop(payload, self.session, samples, folder, options, progress)
+        self.workshop = Workshop(graph, payload, self.session, samples, folder, options, progress)
 
     def run(self) -> tuple[onnx.ModelProto, dict[str, Any]]:
         """The graph in fewer bits, known to load and to run; and what was chosen."""
@@ -154,9 +155,9 @@ class _Work:
     def _trials(self) -> Trials:
         """How candidates are compared: on samples that are neither learned from nor reported on."""
         if self.data is None:
-            return Trials(self.payload, self.trial, self.options, self.progress)
+            return Trials(self.payload, self.session, self.trial, self.options, self.progress)
         trial = replace(self.trial, samples=self.data.validation.first(CHOSEN_ON))
-        trials = Trials(self.payload, trial, self.options, self.progress)
+        trials = Trials(self.payload, self.session, trial, self.options, self.progress)
         if self.options.max_drop is not None:
             trials.refuse_chance(self.data.name)
         return trials
@@ -181,7 +182,7 @@ class _Work:
             threads=options.thread_count(),
         )
         assert self.data is not None
-        done = qat.train(self.graph, self.session, self.data, course, self.folder, self.progress)
+        done = qat.train(ready, self.session, self.data, course, self.folder, self.progress)
         choices = {"method": str(options.chosen), "bits": options.weight_bits, "stored_bits": done.stored_bits}
         return done.model, choices | {"activations": "uint8", "float_nodes": done.floats, "losses": done.losses}
 

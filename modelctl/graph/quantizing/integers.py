@@ -6,7 +6,7 @@ ran at ×2.06). The graph's outputs stay in float: eight bits there cost agreeme
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -24,6 +24,8 @@ from modelctl.graph.prepare import pool_before_relu
 from modelctl.graph.quantizing.recipe import Recipe
 from modelctl.graph.session import LOAD_ERRORS
 
+Shapes = Sequence[onnx.ValueInfoProto]
+
 INFERRED = ("onnx.infer", "onnxruntime.quant")  # by this entry onnxruntime.quantization knows that shapes are there
 SMALL_BYTES = 1024  # what is smaller may be a shape, which inference wants to see
 
@@ -34,32 +36,26 @@ _STUMBLES = (
 )  # fmt: skip
 
 
-def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of `model` that tells the type and shape of every value, as far as they can be told."""
+def shapes(model: onnx.ModelProto) -> Shapes:
+    """The type and shape of every value inside `model`, as far as they can be told without its weights."""
     bare = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     bare.graph.name = model.graph.name
     for field in ("node", "input", "output"):
         getattr(bare.graph, field).extend(getattr(model.graph, field))
     for tensor in model.graph.initializer:
-        if tensor.ByteSize() <= SMALL_BYTES:
+        if len(tensor.raw_data) <= SMALL_BYTES:
             bare.graph.initializer.append(tensor)
         else:
             bare.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    del made.graph.value_info[:]
-    made.graph.value_info.extend(onnx.shape_inference.infer_shapes(bare).graph.value_info)
-    made.metadata_props.add(key=INFERRED[0], value=INFERRED[1])
-    return made
+    return list(onnx.shape_inference.infer_shapes(bare).graph.value_info)
 
 
-def static(model: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Recipe) -> onnx.ModelProto:
-    """An `inferred` model with int8 weights and uint8 activations in these ranges; UnsupportedError if it can't be.
+def static(model: onnx.ModelProto, known: Shapes, ranges: Mapping[str, Range], recipe: Recipe) -> onnx.ModelProto:
+    """A copy of `model`, its `shapes` being known, with int8 weights and uint8 activations in these ranges.
 
-    A node that touches an activation without a range stays in float.
+    UnsupportedError if it can't be made. A node that touches an activation without a range stays in float.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = _copied(model, known)
     pool_before_relu(copy, recipe.floats)
     held = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
     with _stumbles_named():
@@ -80,10 +76,12 @@ def static(model: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Recipe) 
         return _tidied(quantizer.model.model)
 
 
-def dynamic(model: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
-    """An `inferred` model with int8 weights, activations quantized while it runs; UnsupportedError if it can't be."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+def dynamic(model: onnx.ModelProto, known: Shapes, recipe: Recipe) -> onnx.ModelProto:
+    """A copy of `model`, its `shapes` being known, with int8 weights, activations quantized while it runs.
+
+    UnsupportedError if it can't be.
+    """
+    copy = _copied(model, known)
     with _stumbles_named():
         quantizer = ONNXQuantizer(
             copy,
@@ -102,6 +100,15 @@ def dynamic(model: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
         quantizer.quantize_model()
         quantizer.model.topological_sort()
         return _tidied(quantizer.model.model)
+
+
+def _copied(model: onnx.ModelProto, known: Shapes) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.value_info[:]
+    copy.graph.value_info.extend(known)
+    copy.metadata_props.add(key=INFERRED[0], value=INFERRED[1])
+    return copy
 
 
 def _unranged(model: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Recipe) -> list[str]:

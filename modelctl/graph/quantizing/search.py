@@ -15,6 +15,7 @@ from typing import Any
 import onnx
 
 from modelctl.errors import ArtifactError, CheckFailed, UnsupportedError
+from modelctl.formats import onnx as onnx_format
 from modelctl.graph.quantizing import explain, profile
 from modelctl.graph.quantizing.recipe import ALL, CHAINS, DYNAMIC, PRODUCTS, SUMS, Recipe
 from modelctl.graph.quantizing.trials import TIE, Trials, Tried
@@ -150,6 +151,8 @@ class Search:
     def _without_slow(self, top: Tried) -> Iterator[Recipe]:
         """The recipe without the nodes that run slower in integers."""
         ready, feeds, threads = self._workshop.ready, self._trials.feeds, self._options.timed_threads()
+        if onnx_format.is_large(ready):
+            return
         self.float_us = profile.times(ready, feeds, ready, threads)
         self.integer_us = profile.times(self._workshop.make(top.recipe)[0], feeds, ready, threads)
         products = [node.name for node in ready.graph.node if node.op_type in PRODUCTS]

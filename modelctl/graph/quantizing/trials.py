@@ -63,11 +63,18 @@ class Tried:
 class Trials:
     """The float model, its answers on the samples to choose by, and how candidates are held against it."""
 
-    def __init__(self, payload: Payload, trial: Trial, options: QuantizeOptions, progress: Progress = silent) -> None:
-        """`trial` tells the samples to choose by (None: random inputs, and only speed and size are known)."""
+    def __init__(
+        self,
+        payload: Payload,
+        session: Session,
+        trial: Trial,
+        options: QuantizeOptions,
+        progress: Progress = silent,
+    ) -> None:
+        """`session` runs `payload`; `trial` tells the samples to choose by (None: only speed and size are known)."""
         self.payload, self.trial, self.options = payload, trial, options
         self._progress = progress
-        self._session = Session(payload, trial.threads, trial.provider)
+        self._session = session
         self.feeds = measure.feeds(self._session, trial)
         self.size_bytes = sum(map(len, payload.files.values()))
 

@@ -41,9 +41,10 @@ _RANGES: Mapping[Calibration, Callable[[Histogram], Range]] = {
 
 @dataclass(frozen=True, eq=False)
 class Calibrated:
-    """A float graph with its shapes, and how its activations are spread on the calibration samples."""
+    """A float graph, the shapes of its values, and how activations are spread on the calibration samples."""
 
     model: onnx.ModelProto
+    shapes: integers.Shapes
     seen: Mapping[str, Histogram]
 
     def ranges(self, method: Calibration) -> dict[str, Range]:
@@ -56,6 +57,7 @@ class Workshop:
 
     def __init__(
         self,
+        graph: onnx.ModelProto,
         payload: Payload,
         session: Session,
         samples: Samples | None,
@@ -63,15 +65,15 @@ class Workshop:
         options: QuantizeOptions,
         progress: Progress = silent,
     ) -> None:
-        """`session` runs the model of `payload`; files in between go below `folder`, and are gone afterwards.
+        """`graph` is what was parsed of `payload`, and may be changed; `session` runs it.
 
-        UnsupportedError for an opset that can't be raised, or for shapes that contradict each other.
+        Files in between go below `folder`, and are gone afterwards. UnsupportedError for an opset that can't be raised.
         """
         self.payload, self.session, self.samples = payload, session, samples
         self.decisions: dict[Recipe, list[Decision]] = {}
         self._folder, self._threads, self._progress = folder, options.thread_count(), progress
         self._seed, self._provider, self._excluded = options.seed, options.provider, options.excludes
-        self.ready = prepare(onnx_format.parse(payload), session.name)
+        self.ready = prepare(graph, session.name)
 
     @cached_property
     def plain(self) -> Calibrated:
@@ -103,7 +105,7 @@ class Workshop:
         """
         pulls = None
         try:
-            if self.samples is not None:
+            if self.samples is not None and not onnx_format.is_large(self.ready):
                 pulls = sensitivity.pulls(self.ready, self.session.name, self._batch(PULLED_ON), self._seed)
         except (ImportError, UnsupportedError):
             pulls = None
@@ -151,9 +153,9 @@ class Workshop:
                 form = self.smoothed if recipe.smooth else self.plain
                 if form is None:
                     raise UnsupportedError(f"{name}: has no outliers that could be moved into weights")
-                return integers.static(form.model, form.ranges(recipe.calibration), recipe)
+                return integers.static(form.model, form.shapes, form.ranges(recipe.calibration), recipe)
             case Method.DYNAMIC:
-                return integers.dynamic(integers.inferred(self.ready), recipe)
+                return integers.dynamic(self.ready, integers.shapes(self.ready), recipe)
             case Method.FLOAT16 | Method.BFLOAT16 if recipe.form is Form.STORED:
                 return halves.stored(self.ready, name, recipe.method)[0]
             case Method.FLOAT16 | Method.BFLOAT16:
@@ -180,12 +182,12 @@ class Workshop:
     def _calibrated(self, model: onnx.ModelProto) -> Calibrated:
         wanted = calibration.activations(model, ALL)
         if self.samples is None:
-            return Calibrated(integers.inferred(model), {})
+            return Calibrated(model, integers.shapes(model), {})
         name = self.session.name
         calibrator = calibration.Calibrator(model, name, wanted, self._folder, self._threads)
         total = -(-len(self.samples) // self._size)
         calibrator.watch(self.samples.filled_batches(self._size), self._progress, total)
-        return Calibrated(integers.inferred(model), calibrator.histograms)
+        return Calibrated(model, integers.shapes(model), calibrator.histograms)
 
     def feeds(self) -> Iterator[Tensors]:
         """All calibration samples, from the start, in batches; UnsupportedError if there are none."""

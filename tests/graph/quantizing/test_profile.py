@@ -23,10 +23,11 @@ def test_a_fused_node_is_told_of_the_product_in_it(tmp_path: Path) -> None:
 
 
 def test_a_quantized_graph_is_told_by_the_names_of_the_float_one(tmp_path: Path) -> None:
-    payload = prunable.payload(nets.convolutional())
+    model = nets.convolutional()
+    payload = prunable.payload(model)
     options = QuantizeOptions(data="d.npz", threads=1)
     pictures = nets.samples(64)[0]
-    workshop = Workshop(payload, Session(payload), Samples({"x": pictures}), tmp_path, options)
+    workshop = Workshop(model, payload, Session(payload), Samples({"x": pictures}), tmp_path, options)
     made, _ = workshop.make(Recipe(method=Method.STATIC, types=CHAINS))
     found = profile.times(made, {"x": pictures[:1]}, workshop.ready)
     assert {"conv1", "conv2", "dense"} <= set(found)

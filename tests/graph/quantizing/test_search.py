@@ -34,8 +34,9 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 def searching(model: onnx.ModelProto, samples: Samples, folder: Path, **given: Any) -> Search:
     options = QuantizeOptions(data="samples.npz", threads=1, **{"allow_regression": True} | given)
     payload = prunable.payload(model)
-    workshop = Workshop(payload, Session(payload), samples.first(256), folder, options)
-    return Search(workshop, Trials(payload, Trial(samples=samples, data="d"), options), options)
+    session = Session(payload)
+    workshop = Workshop(model, payload, session, samples.first(256), folder, options)
+    return Search(workshop, Trials(payload, session, Trial(samples=samples, data="d"), options), options)
 
 
 def pictures(count: int = 600) -> Samples:
