@@ -29,7 +29,7 @@ Tensors = Mapping[str, Array]
 Run = Callable[[Tensors], dict[str, Array]]
 
 INLINE_S = 0.0005  # a model that takes longer than this has a thread
-HANGING = 0.9  # a run hangs that takes this share of the time that a request may wait
+HANGING = 0.5  # a run hangs that takes this share of the time that a request may wait
 INLINE_BATCH_S = 0.005  # what runs on the loop may keep other requests waiting this long
 
 
