@@ -12,5 +12,5 @@ def register(app: typer.Typer) -> None:
 
     @command(app, QuantizeOptions)
     def quantize(model: Model, out: Out, options: QuantizeOptions, shell: Shell) -> Answer:
-        """Fewer bits: int8 weights, or weights and activations, accepted only when measured good."""
+        """Fewer bits, in whatever way is best within the budget, proven on samples no search has seen; or exit 1."""
         return shell.make("quantize", Artifact.open(model), out, options)
