@@ -1,0 +1,134 @@
+"""Where the server's own time goes: CPU time a request, without sockets, in units of one call of raw onnxruntime.
+
+    python tests/bench/serve_parts.py
+
+The requests of `serve.py` are fed to 32 connections whose transports go nowhere, so that what is left out is the kernel
+and the event loop's reading and writing. CPU time stays comparable where others use the machine, too.
+"""
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnxruntime as ort
+import uvloop
+
+from modelctl.options import ServeOptions
+from modelctl.serve import openinference
+from modelctl.serve.connections import Connection, Wire
+from modelctl.serve.heads import Heads
+from modelctl.serve.http import Answer, App, Request
+from modelctl.serve.models import Models, load_all
+from modelctl.serve.plans import HEADER_LENGTH, Plans, recall_answer
+
+bench: Any = import_module("serve")  # beside this file; mypy takes tests/serve for it
+CLIENTS = 32
+ROUNDS = 5
+
+
+class Nowhere:
+    """A transport that takes everything."""
+
+    def write(self, data: bytes) -> None:
+        pass
+
+
+class Immediate(App):
+    """Answers everything at once, with the same."""
+
+    def handle(self, request: Request) -> None:
+        request.reply(Answer(b"x" * 175))
+
+
+def best(work: Callable[[int], Any], count: int) -> float:
+    """CPU time of one of `count`, in µs, the best of some rounds."""
+    found = []
+    for _ in range(ROUNDS):
+        began = time.process_time()
+        work(count)
+        found.append((time.process_time() - began) / count * 1e6)
+    return min(found)
+
+
+def each(work: Callable[[], Any]) -> Callable[[int], None]:
+    """The same work again and again."""
+
+    def repeated(count: int) -> None:
+        for _ in range(count):
+            work()
+
+    return repeated
+
+
+def connected(app: App, count: int = 1) -> list[Connection]:
+    """Connections to an application that lead nowhere."""
+    wire, found = Wire(app), []
+    for _ in range(count):
+        found.append(Connection(wire))
+        found[-1].connection_made(cast(asyncio.Transport, Nowhere()))
+    return found
+
+
+def whole(loop: asyncio.AbstractEventLoop, models: Models, request: bytes) -> Callable[[int], None]:
+    """Requests from all clients in each turn of the loop."""
+    clients = connected(App(models, ServeOptions()), CLIENTS)
+
+    async def go(count: int) -> None:
+        for _ in range(count // CLIENTS):
+            for one in clients:
+                one.data_received(bytes(memoryview(request)))
+            await asyncio.sleep(0)
+
+    return lambda count: loop.run_until_complete(go(count))
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        bench.write_model(folder / "mlp.onnx")
+        bench.write_scripts(folder)
+        bodies = {kind: (folder / f"{kind}.body").read_bytes() for kind in ("binary", "json")}
+        models = load_all([str(folder / "mlp.onnx")], ServeOptions())
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = ort.InferenceSession(folder / "mlp.onnx", options)
+    x = np.random.default_rng(1).random((CLIENTS, 784), dtype=np.float32)
+    raw = best(each(lambda: session.run(["y"], {"x": x[:1]})), 5000)
+    figures = {"raw onnxruntime": raw, "in a run of 32": best(each(lambda: session.run(["y"], {"x": x})), 500) / 32}
+    loop = uvloop.new_event_loop()
+    for kind, body in bodies.items():
+        figures |= {f"{kind}, {what}": cost for what, cost in parts(loop, models, kind, body).items()}
+    print(f"{'':34}{'CPU µs':>8}{'of raw':>8}")
+    for what, cost in figures.items():
+        print(f"{what:34}{cost:8.1f}{cost / raw:8.2f}")
+
+
+def parts(loop: asyncio.AbstractEventLoop, models: Models, kind: str, body: bytes) -> dict[str, float]:
+    """CPU time of each part of one request."""
+    model = models.get("mlp")
+    length = b"%d" % (len(body) - 784 * 4) if kind == "binary" else None
+    head = b"POST /v2/models/mlp/infer HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nContent-Type: application/json\r\n"
+    head += b"%b: %b\r\n" % (HEADER_LENGTH, length) if length else b""
+    head += b"Content-Length: %d\r\n\r\n" % len(body)
+    (client,) = connected(Immediate(models, ServeOptions()))
+    plans, asked = Plans(model), openinference.read(body, length, model)
+    plans.remember(body, length, asked)
+    outputs = {"y": np.zeros((1, 10), np.float32)}
+    openinference.write(asked, outputs, model)
+    return {
+        "whole": best(whole(loop, models, head + body), 6400),
+        "connection and head": best(each(lambda: client.data_received(head + body)), 5000),
+        "body, as one before": best(each(lambda: plans.recall(body, length)), 5000),
+        "body, the long way": best(each(lambda: openinference.read(body, length, model)), 2000),
+        "answer, as one before": best(each(lambda: recall_answer(asked, outputs)), 5000),
+        "head, the long way": best(each(lambda: Heads().read(head)), 2000),
+    }
+
+
+if __name__ == "__main__":
+    main()
