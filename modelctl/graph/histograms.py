@@ -19,6 +19,7 @@ BINS = 4096  # at least half of them are in use, so that at 8 bits a level is at
 DIGITS = 24  # bits of a float32: narrower bins would tell apart what it can't
 SMALLEST = -149  # the exponent of the smallest float32
 SHARE = 0.99999  # as in onnxruntime.quantization
+MOST_SCALED = -120  # the exponent of a width whose reciprocal float32 still holds
 CHUNK = 1 << 16  # numbers looked at together, so that no copy of a large tensor is made
 
 Range = tuple[float, float]
@@ -50,15 +51,25 @@ class Histogram:
         """Take in all numbers of an array of floats."""
         flat = values.reshape(-1)
         for start in range(0, flat.size, CHUNK):
-            numbers = flat[start : start + CHUNK].astype(np.float64)
-            finite = numbers[np.isfinite(numbers)]
-            self.unbounded += numbers.size - finite.size
-            if finite.size:
-                self._grow(float(finite.min()), float(finite.max()))
-                others = finite[finite != 0]
-                self.zeros += finite.size - others.size
-                places = np.floor(others * (1 / self.width)).astype(np.int64) - self.first
-                self.counts += np.bincount(places, minlength=self.counts.size)
+            numbers = flat[start : start + CHUNK]
+            if not (np.isfinite(numbers.min()) and np.isfinite(numbers.max())):
+                finite = numbers[np.isfinite(numbers)]
+                self.unbounded += numbers.size - finite.size
+                numbers = finite
+            if numbers.size:
+                self._count(numbers)
+
+    def _count(self, numbers: Array) -> None:
+        """Take in numbers that are all finite."""
+        self._grow(float(numbers.min()), float(numbers.max()))
+        # Exact: a power of two times a float32, if not so small a power that the smallest numbers would vanish.
+        kind = np.float32 if numbers.dtype == np.float32 and MOST_SCALED < self.exponent <= 0 else np.float64
+        places = np.floor(numbers * kind(1 / self.width)).astype(np.int64) - self.first
+        self.counts += np.bincount(places, minlength=self.counts.size)
+        zeros = numbers.size - int(np.count_nonzero(numbers))
+        if zeros:
+            self.counts[-self.first] -= zeros
+            self.zeros += zeros
 
     def merge(self, other: "Histogram") -> None:
         """Take in all numbers that another one has taken in."""
