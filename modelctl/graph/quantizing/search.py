@@ -17,7 +17,7 @@ import onnx
 from modelctl.errors import ArtifactError, CheckFailed, UnsupportedError
 from modelctl.formats import onnx as onnx_format
 from modelctl.graph.quantizing import explain, profile
-from modelctl.graph.quantizing.recipe import ALL, CHAINS, DYNAMIC, PRODUCTS, SUMS, Recipe
+from modelctl.graph.quantizing.recipe import DYNAMIC, PRODUCTS, Recipe
 from modelctl.graph.quantizing.trials import TIE, Trials, Tried
 from modelctl.graph.quantizing.workshop import Workshop
 from modelctl.graph.weight_only import Form
@@ -139,7 +139,7 @@ class Search:
         if self._options.op_types:
             return [self._options.op_types]
         there = {node.op_type for node in self._workshop.ready.graph.node}
-        found = {frozenset(there & set(types)): types for types in (ALL, SUMS, CHAINS, PRODUCTS)}
+        found = {frozenset(there & set(types)): types for types in reversed(self._workshop.sets)}
         return [types for kinds, types in sorted(found.items(), key=lambda one: len(one[0])) if kinds & set(PRODUCTS)]
 
     def _fastest(self) -> Tried | None:

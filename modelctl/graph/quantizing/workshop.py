@@ -20,7 +20,7 @@ from modelctl.graph.blocks import Decision
 from modelctl.graph.histograms import Histogram, Range
 from modelctl.graph.prepare import prepare, products
 from modelctl.graph.quantizing import integers
-from modelctl.graph.quantizing.recipe import ALL, HALVES, INTEGER_METHODS, PRODUCTS, Recipe
+from modelctl.graph.quantizing.recipe import ALL, CHAINS, HALVES, INTEGER_METHODS, PRODUCTS, SUMS, Recipe
 from modelctl.graph.sensitivity import Harm
 from modelctl.graph.session import Session, Tensors
 from modelctl.graph.weight_only import Form
@@ -72,7 +72,8 @@ class Workshop:
         self.payload, self.session, self.samples = payload, session, samples
         self.decisions: dict[Recipe, list[Decision]] = {}
         self._folder, self._threads, self._progress = folder, options.thread_count(), progress
-        self._seed, self._provider, self._excluded = options.seed, options.provider, options.excludes
+        self._seed, self._provider = options.seed, options.provider
+        self._types, self._excluded = options.op_types, options.excludes
         self.ready = prepare(graph, session.name)
 
     @cached_property
@@ -110,8 +111,17 @@ class Workshop:
         except (ImportError, UnsupportedError):
             pulls = None
         ranges = self.plain.ranges(Calibration.MINMAX)
-        found = sensitivity.rank(self.plain.model, self.plain.seen, ranges, pulls, ALL)
+        found = sensitivity.rank(self.plain.model, self.plain.seen, ranges, pulls, self.sets[-1])
         return {one.node: one for one in found}
+
+    @cached_property
+    def sets(self) -> tuple[tuple[str, ...], ...]:
+        """Sets of operator types that integers may run through, the smallest first.
+
+        What is computed between the products of a transformer is too small for integers to pay.
+        """
+        convolutional = any(node.op_type == "Conv" for node in self.ready.graph.node)
+        return (PRODUCTS, CHAINS, SUMS, ALL) if convolutional else (PRODUCTS, CHAINS, SUMS)
 
     @cached_property
     def unfit(self) -> dict[str, str]:
@@ -180,7 +190,7 @@ class Workshop:
         return made
 
     def _calibrated(self, model: onnx.ModelProto) -> Calibrated:
-        wanted = calibration.activations(model, ALL)
+        wanted = calibration.activations(model, {*self.sets[-1], *self._types})
         if self.samples is None:
             return Calibrated(model, integers.shapes(model), {})
         name = self.session.name
