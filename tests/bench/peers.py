@@ -149,11 +149,10 @@ def olive(model: Path, out: Path, samples: Samples, search: bool) -> None:
     Registry.register_dataset("bench_nothing")(lambda **_: None)
     Registry.register_post_process("bench_classes")(lambda answers, **_: answers.argmax(1))
     with tempfile.TemporaryDirectory() as folder:
-        run(_olive_config(model, folder, search))
-        found = sorted(Path(folder, "out").rglob("*.onnx"))
-        if not found:
-            sys.exit("Olive found no model that meets the goal" if search else "Olive wrote no model")
-        shutil.copyfile(found[0], out)
+        best = run(_olive_config(model, folder, search)).get_best_candidate()
+        if best is None:
+            sys.exit("Olive found no model that meets the goal")
+        shutil.copyfile(best.model_path, out)
 
 
 def _tensors(labels: Any) -> Any:
@@ -185,7 +184,7 @@ def _olive_config(model: Path, folder: str, search: bool) -> dict[str, Any]:
     if search:
         config["data_configs"] = data
         config["passes"] = {"quantize": {"type": "OnnxQuantization", "data_config": "calibration"}}
-        config["search_strategy"] = {"execution_order": "joint", "sampler": "tpe", "max_samples": 6, "seed": 0}
+        config["search_strategy"] = {"execution_order": "joint", "sampler": "tpe", "max_samples": 4, "seed": 0}
         goal = {"type": "max-degradation", "value": MAX_DROP}
         accuracy = {"name": "accuracy_score", "priority": 1, "goal": goal, "metric_config": _TASK}
         metrics = [

@@ -5,7 +5,7 @@
 The models are those of `models.py`, made in `--folder` where it lacks them. `modelctl` is called on its command line
 as a user would, with a budget: half a point of accuracy, or a cosine of .993 where there are no labels. Its peers are
 onnxruntime's own quantization at its defaults and, with `--peers`, NNCF and Olive, for which environments are made in
-that folder. The slow rows are for the first three models alone.
+that folder. The first three models have more rows than the others; what takes minutes waits for `--patient`.
 
 All files of a model are timed in one run on one thread, the float model twice: `control` is that model against itself.
 `drop` is in points of accuracy on the test part, with its 95 % interval over samples; `agree` the share of equal
@@ -37,8 +37,9 @@ from models import Array, Feeds, Subject
 
 from modelctl.graph import latency
 
-FIRST = ("cnn", "residual", "minilm")  # those that have figures to reach; the slow rows are for them alone
-SLOW = ("accuracy-control", "search", "auto-size", "auto-both", "float16", "fixed-point")
+FIRST = ("cnn", "residual", "minilm")  # those that have figures to reach, and are asked for more rows
+MORE = ("auto-size", "dynamic", "weight-only", "float16", "fixed-point", "accuracy-control")
+PATIENCE = ("auto-both", "weight-only-4", "qat-4", "qat-3", "search")  # what takes minutes, or was seen above
 MAX_DROP = 0.5  # points, where there are labels
 LEAST_COSINE = 0.993  # where there are none
 
@@ -71,7 +72,6 @@ OURS: dict[str, Ours] = {
     "qat-4": Ours(("--method", "qat", "--bits", "4", "--flip")),
     "qat-3": Ours(("--method", "qat", "--bits", "3", "--flip")),
 }
-UNASKED = ("qat-4", "qat-3")  # they train for minutes
 BATCH = 250
 
 
@@ -98,13 +98,18 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(models.MAKERS), help="default: %(default)s")
     parser.add_argument("--folder", type=Path, help="where models lie or are made; by default a temporary folder")
     parser.add_argument("--peers", type=Path, help="where the environments of peers lie or are made; else without them")
-    usual = ",".join(name for name in OURS if name not in UNASKED)
-    parser.add_argument("--ours", default=usual, help=f"rows of modelctl: {usual} by default; {', '.join(UNASKED)}")
-    parser.add_argument("--rounds", type=int, default=5, help="how often all are loaded anew and timed")
+    parser.add_argument("--ours", default=",".join(OURS), help="rows of modelctl; default: %(default)s")
+    parser.add_argument(
+        "--patient", action="store_true", help="also the rows that take minutes: " + ", ".join(PATIENCE)
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="how often all are loaded anew and timed")
     parser.add_argument("--row-seconds", type=float, default=240.0, help="a tool that takes longer is ended")
-    parser.add_argument("--quick", action="store_true", help="1,000 test samples, two rounds, no slow peers")
+    parser.add_argument("--quick", action="store_true", help="1,000 test samples, two rounds, few rows")
     parser.add_argument("--json", type=Path, help="write all figures into this file, too")
     given = parser.parse_args()
+    for name, known in [(given.models, models.MAKERS), (given.ours, OURS)]:
+        if unknown := set(name.split(",")) - {*known, ""}:
+            parser.error(f"no {', '.join(sorted(unknown))} among {', '.join(known)}")
     if given.quick:
         given.rounds = 2
     broken: list[str] = []
@@ -117,27 +122,25 @@ def main() -> None:
                 rows = examined(subject, Path(work), given)
             show(subject, rows)
             told[name] = [_plain(row) for row in rows]
+            if given.json:
+                given.json.write_text(json.dumps(told, indent=1))
             broken += [f"{name}: modelctl {row.method} {why}" for row in rows if row.is_ours for why in violations(row)]
-    if given.json:
-        given.json.write_text(json.dumps(told, indent=1))
     print("\n".join(["", *broken]) if broken else "\nmodelctl kept the law on every model")
     sys.exit(1 if broken else 0)
 
 
 def examined(subject: Subject, work: Path, given: argparse.Namespace) -> list[Row]:
     """All rows of a model: made, scored, timed."""
+    left_out = (() if given.patient else PATIENCE) + (() if subject.name in FIRST and not given.quick else MORE)
     rows = [Row("float", "control", subject.path)]
-    wanted = [name for name in OURS if name in given.ours.split(",")]
-    few = given.quick or subject.name not in FIRST
-    rows += [ours(subject, name, work, given.row_seconds) for name in wanted if not (few and name in SLOW)]
+    wanted = [name for name in given.ours.split(",") if name not in left_out]
+    rows += [ours(subject, name, work, given.row_seconds) for name in wanted]
     samples = work / "samples.npz"
     _save_samples(subject, samples)
     for peer in peers.PEERS:
-        if peer.requirements and not given.peers:
-            continue
-        for method in peer.methods:
-            if not (few and method.removeprefix(f"{peer.name}-") in SLOW):
-                rows.append(theirs(subject, peer, method, samples, work, given))
+        if given.peers or not peer.requirements:
+            methods = [one for one in peer.methods if one.removeprefix(f"{peer.name}-") not in left_out]
+            rows += [theirs(subject, peer, method, samples, work, given) for method in methods]
     told = answers(_session(subject.path, 2), subject)
     for row in rows:
         if row.out is not None:
@@ -190,7 +193,7 @@ def _run(row: Row, command: list[str], out: Path, limit_s: float) -> Row:
         return row
     row.took_s = time.perf_counter() - started
     if done.returncode or not out.exists():
-        row.said = f"exit {done.returncode}: {_message(done)}"
+        row.said = f"exit {done.returncode}: {_message(done)}".replace(f"{out}: ", "")
         return row
     row.out = out
     return row

@@ -189,7 +189,7 @@ def test_what_can_not_be_asked(net: Artifact, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"\x08\x07", b"no model at all"])
 def test_what_is_no_model(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.onnx").write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"bad\.onnx: not an ONNX model"):
+    with pytest.raises(ArtifactError, match=r"bad\.onnx: (not an ONNX model|is empty)"):
         quantize(Artifact.open(tmp_path / "bad.onnx"), tmp_path / "q.onnx", asked())
     assert names(tmp_path) == {"bad.onnx"}
 
