@@ -18,12 +18,12 @@ from onnx import helper, numpy_helper
 
 from modelctl.errors import ModelctlError
 from modelctl.graph.operators import OPERATORS
+from modelctl.graph.operators.node import to_torch
 from modelctl.graph.quantizing.rounding import DOMAIN
+from modelctl.graph.trainable import TrainableGraph
 
 # What a file may hold; a graph that learns to be rounded holds more, and is never written so.
 KNOWN = {key: one for key, one in OPERATORS.items() if key[0] != DOMAIN}
-from modelctl.graph.operators.node import to_torch
-from modelctl.graph.trainable import TrainableGraph
 
 HALF = "half precision: one rounding away from the reference, or not, as this machine's kernels sum"
 ROUNDING = 2**-7  # of bfloat16, near 1
