@@ -128,7 +128,9 @@ def _ready(model: onnx.ModelProto, name: str, bits: int, progress: Progress) -> 
     """The graph folded, without detours, every node with a name of its own, in an opset that knows such weights."""
     if weights.is_quantized(model):
         raise UnsupportedError(f"{name}: is quantized already; quantize the float model that it was made from")
-    ready = prepare(straight(model, name), name)
+    ready = onnx.ModelProto()
+    ready.CopyFrom(straight(model, name))
+    ready = prepare(ready, name)
     wanted = fakes.OPSETS.get(bits, 0)
     version = next(one.version for one in ready.opset_import if one.domain in ("", "ai.onnx"))
     if version < wanted:
