@@ -1,6 +1,6 @@
 """Quantization-aware training beside plain rounding, timed in turns with the float model; prints one table.
 
-    python tests/bench/qat.py MODEL.onnx [DATA] [--bits 4 3] [--seeds 2] [--epochs 1] [--threads 2] [--seconds 2]
+    python tests/bench/qat.py MODEL.onnx [DATA] [--bits 4 3] [--seeds 0 1] [--epochs 1] [--threads 2] [--seconds 2]
 
 MODEL is an export of a net of `fashion.py` (`tests/bench/prune.py` makes them), or any classifier. Accuracy is that of
 the test part of DATA, which no choice sees. Models are timed on one thread, on batches of 1 and 64.
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("data", nargs="?", default=str(fashion.FASHION_MNIST))
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--lr", type=float)
     parser.add_argument("--threads", type=int, default=2)
@@ -46,7 +46,7 @@ def main() -> None:
     print(f"{'batch 1':>8} {'batch 64':>8} {'took s':>7}")
     for bits in given.bits:
         taught = []
-        for seed in range(given.seeds):
+        for seed in given.seeds:
             data = open_data(given.data, session.inputs, seed)
             course = qat.Course(
                 bits=bits, epochs=given.epochs, lr=given.lr, flip=not given.no_flip, seed=seed, threads=given.threads
