@@ -80,8 +80,11 @@ class Console:
 
     def tell(self, *lines: str) -> None:
         """Print lines for a person, on stderr."""
-        with contextlib.suppress(OSError):  # a full disk behind stderr: there is nowhere left to say it
-            _print(self.err, lines)
+        # A full disk behind stderr: there is nowhere left to say it.
+        with contextlib.suppress(OSError), _noticing_the_end(self.err):
+            # In one piece: a signal must not come between a line and its end.
+            self.err.write("".join(f"{visible(line)}\n" for line in lines))
+            self.err.flush()
 
     def content(self, data: bytes) -> None:
         """Write to stdout what was asked for itself, byte for byte."""

@@ -27,6 +27,7 @@ from modelctl.graph.session import LOAD_ERRORS
 Shapes = Sequence[onnx.ValueInfoProto]
 
 INFERRED = ("onnx.infer", "onnxruntime.quant")  # by this entry onnxruntime.quantization knows that shapes are there
+MATRICES = ("MatMul", "Gemm")
 SMALL_BYTES = 1024  # what is smaller may be a shape, which inference wants to see
 
 # What onnxruntime.quantization was seen to raise on sound graphs: it checks little, and stumbles where it did not look.
@@ -69,7 +70,7 @@ def static(model: onnx.ModelProto, known: Shapes, ranges: Mapping[str, Range], r
             [],
             [*recipe.floats, *_unranged(copy, ranges, recipe)],
             list(recipe.types),
-            {},
+            {"OpTypesToExcludeOutputQuantization": list(MATRICES)} if recipe.gives_float else {},
         )
         quantizer.quantize_model()
         quantizer.model.topological_sort()

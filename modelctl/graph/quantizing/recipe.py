@@ -28,9 +28,9 @@ class Recipe:
 
     `types` and `floats` (names of nodes to leave as they are) say what of it; `weight_bits` 7 leaves a bit of each int8
     weight unused, so that sums of two products fit in 16 bits where a processor has no instruction for eight; `smooth`
-    moves outliers of activations into weights first; `form` is that of weights where activations stay in float, STORED
-    or not for halves; `stores_rest`: weights that stay in float are stored in int8 all the same, and unpacked when the
-    file is loaded.
+    moves outliers of activations into weights first; `gives_float`: what products of matrices give is not rounded;
+    `form` is that of weights where activations stay in float, STORED or not for halves; `stores_rest`: weights that
+    stay in float are stored in int8 all the same, and unpacked when the file is loaded.
     """
 
     method: Method
@@ -41,6 +41,7 @@ class Recipe:
     per_channel: bool = True
     calibration: Calibration = Calibration.MINMAX
     smooth: bool = False
+    gives_float: bool = False
     form: Form = Form.STORED
     stores_rest: bool = False
 
@@ -54,6 +55,7 @@ class Recipe:
             words += [_SETS[self.types]] if self.types in _SETS else []
             words += [] if self.calibration is Calibration.MINMAX else [str(self.calibration)]
             words += ["smoothed"] if self.smooth else []
+            words += ["float between"] if self.gives_float else []
         if self.method in INTEGER_METHODS and self.weight_bits != 8:
             words.append(f"{self.weight_bits}-bit weights")
         if self.method is Method.WEIGHT_ONLY or (self.method in HALVES and self.form is Form.STORED):
@@ -66,6 +68,7 @@ class Recipe:
         told: dict[str, Any] = {"method": str(self.method), "bits": self.bits, "per_channel": self.per_channel}
         if self.method is Method.STATIC:
             told |= {"activations": "uint8", "calibration": str(self.calibration), "smooth": self.smooth}
+            told |= {"gives_float": self.gives_float}
         if self.method is Method.DYNAMIC:
             told |= {"activations": "uint8"}
         if self.method in INTEGER_METHODS:

@@ -49,14 +49,19 @@ class Search:
 
     def run(self, asked: Sequence[Recipe] = ()) -> Tried | None:
         """The best of those `asked` for, or of all until nothing can win any more; at most until the time is spent."""
-        parts = [iter(asked)] if asked else [self._integers(), self._stored(), self._rest()]
+        parts = [iter(asked)] if asked else [self._safe(), self._integers(), self._stored(), self._rest()]
         for part in parts:
             for recipe in part:
-                if self.tried and time.monotonic() > self._ends_at:
+                if self.tried and self._is_over:
                     self._progress.note(f"the search has spent its {self._options.time_budget_s:g} s")
                     return self.best
                 self.attempt(recipe)
         return self.best
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether the time to search is spent."""
+        return time.monotonic() > self._ends_at
 
     def attempt(self, recipe: Recipe, as_fast_as: Tried | None = None, timed: bool = True) -> Tried:
         """Make, load and score a candidate, and time it, unless it is known to be as fast as another one."""
@@ -107,6 +112,19 @@ class Search:
         lost = f", {best.drop_pp:+.2f} points lost" if best.drop_pp is not None else f", {best.agreement:.4f} alike"
         return f"best {best.recipe.name}: ×{best.speed:.2f}, ÷{best.size_ratio:.2f}{lost}"
 
+    def _safe(self) -> Iterator[Recipe]:
+        """What hardly any model loses by, and none is slower for: that much is had whenever the search has to end."""
+        if self._options.bits != 4:
+            yield self._weight_only
+
+    @property
+    def _weight_only(self) -> Recipe:
+        """Weights alone, stored in eight bits."""
+        options = self._options
+        return Recipe(
+            method=Method.WEIGHT_ONLY, types=options.op_types, floats=options.excludes, per_channel=options.per_channel
+        )
+
     # In integers.
 
     def _integers(self) -> Iterator[Recipe]:
@@ -121,6 +139,8 @@ class Search:
             smooth=bool(options.smooth),
         )
         yield from (replace(base, types=types) for types in self._sets_of_types())
+        if not self._workshop.convolutional:
+            yield from (replace(base, types=types, gives_float=True) for types in self._sets_of_types()[:1])
         top = self._fastest()
         if top is not None:
             yield from self._without_slow(top)
@@ -176,10 +196,11 @@ class Search:
 
     def _fewer(self, recipe: Recipe) -> Iterator[Recipe]:
         """The recipe with the most harmful nodes in float, as few as keep the answers."""
-        kept = self._halved(recipe, [name for name in self._workshop.harms if name not in recipe.floats])
+        harmful = [name for name, one in self._workshop.harms.items() if one.op_type in recipe.types]
+        kept = self._halved(recipe, [name for name in harmful if name not in recipe.floats])
         for name in reversed(kept[:-1][-MOST_RETURNED:]):
             fewer = [one for one in kept if one != name]
-            if self._trials.keeps_answers(self.attempt(_floated(recipe, fewer), timed=False)):
+            if not self._is_over and self._trials.keeps_answers(self.attempt(_floated(recipe, fewer), timed=False)):
                 kept = fewer
         if kept:
             self.reasons |= dict.fromkeys(kept, "harms the answers most")
@@ -188,11 +209,11 @@ class Search:
     def _halved(self, recipe: Recipe, order: Sequence[str]) -> list[str]:
         """As few of the first of these nodes, left out, as keep the answers; none if not even nearly all of them do."""
         low, high = 0, len(order)  # `low` nodes left out are too few
-        while high - low > 1:
+        while high - low > 1 and not self._is_over:
             middle = (low + high) // 2
             tried = self.attempt(_floated(recipe, order[:middle]), timed=False)
             low, high = (low, middle) if self._trials.keeps_answers(tried) else (middle, high)
-        return list(order[:high]) if high < len(order) else []
+        return list(order[:high]) if high < len(order) and high - low == 1 else []
 
     def _can_win_by(self, types: Sequence[str]) -> bool:
         """Whether a method could still be the fastest if nodes of these types took no time at all."""
@@ -207,10 +228,7 @@ class Search:
     # Stored in fewer bits, computed in float or as stored.
 
     def _stored(self) -> Iterator[Recipe]:
-        options, goal = self._options, self._options.target
-        base = Recipe(
-            method=Method.WEIGHT_ONLY, types=options.op_types, floats=options.excludes, per_channel=options.per_channel
-        )
+        options, goal, base = self._options, self._options.target, self._weight_only
         bits = (options.bits,) if options.bits else (8, 4)
         multiplies = any(node.op_type in ("MatMul", "Gemm") for node in self._workshop.ready.graph.node)
         if multiplies and self._can_win_by(("MatMul", "Gemm")):

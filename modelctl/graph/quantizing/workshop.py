@@ -5,7 +5,7 @@ them; the smoothed form of the graph has its own. What nodes cost, in harm and i
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -46,10 +46,14 @@ class Calibrated:
     model: onnx.ModelProto
     shapes: integers.Shapes
     seen: Mapping[str, Histogram]
+    _known: dict[Calibration, dict[str, Range]] = field(default_factory=dict)
 
-    def ranges(self, method: Calibration) -> dict[str, Range]:
+    def ranges(self, method: Calibration) -> Mapping[str, Range]:
         """The range of each activation that has one."""
-        return {name: _RANGES[method](found) for name, found in self.seen.items() if not found.unbounded}
+        if method not in self._known:
+            found = {name: _RANGES[method](one) for name, one in self.seen.items() if not one.unbounded}
+            self._known[method] = found
+        return self._known[method]
 
 
 class Workshop:
@@ -90,7 +94,7 @@ class Workshop:
         if not values or self.samples is None:
             return None
         seen = smoothing.observe(model, self.payload, values, self.feeds(), self._threads)
-        told = smoothing.smooth(model, seen)
+        told = smoothing.smooth(model, seen, insert=True)
         return self._calibrated(model) if any(not one.reason for one in told) else None
 
     @property
@@ -120,8 +124,12 @@ class Workshop:
 
         What is computed between the products of a transformer is too small for integers to pay.
         """
-        convolutional = any(node.op_type == "Conv" for node in self.ready.graph.node)
-        return (PRODUCTS, CHAINS, SUMS, ALL) if convolutional else (PRODUCTS, CHAINS, SUMS)
+        return (PRODUCTS, CHAINS, SUMS, ALL) if self.convolutional else (PRODUCTS, CHAINS, SUMS)
+
+    @property
+    def convolutional(self) -> bool:
+        """Whether the graph convolves anything."""
+        return any(node.op_type == "Conv" for node in self.ready.graph.node)
 
     @cached_property
     def unfit(self) -> dict[str, str]:
