@@ -62,20 +62,20 @@ def _became(node: onnx.NodeProto, after: onnx.ModelProto) -> str:
         while name in makers and makers[name].op_type in _TURNED:
             name = makers[name].input[0]
         source = makers.get(name)
-        stored = _stored(source, makers, held)
-        if source is not None and stored is not None:
-            kind = onnx.TensorProto.DataType.Name(stored.data_type).lower()
+        tensor = stored(source, makers, held)
+        if source is not None and tensor is not None:
+            kind = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
             return kind if source.op_type == "DequantizeLinear" else f"float, stored in {kind}"
     return "float"
 
 
-def _stored(
+def stored(
     node: onnx.NodeProto | None, makers: Mapping[str, onnx.NodeProto], held: Mapping[str, onnx.TensorProto]
 ) -> onnx.TensorProto | None:
     """The stored tensor that a node, or one before it, unpacks a weight from; None if it does not."""
     while node is not None and node.op_type in ("Mul", "Cast", "DequantizeLinear", *_TURNED):
         if node.input[0] in held:
-            stored = held[node.input[0]]
-            return stored if len(stored.dims) > 1 else None
+            tensor = held[node.input[0]]
+            return tensor if len(tensor.dims) > 1 else None
         node = makers.get(node.input[0])
     return None

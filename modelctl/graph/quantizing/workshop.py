@@ -20,6 +20,7 @@ from modelctl.graph.blocks import Decision
 from modelctl.graph.histograms import Histogram, Range
 from modelctl.graph.prepare import prepare, products
 from modelctl.graph.quantizing import integers
+from modelctl.graph.quantizing.explain import stored
 from modelctl.graph.quantizing.recipe import ALL, CHAINS, HALVES, INTEGER_METHODS, PRODUCTS, SUMS, Recipe
 from modelctl.graph.sensitivity import Harm
 from modelctl.graph.session import Session, Tensors
@@ -29,7 +30,6 @@ from modelctl.progress import Progress, silent
 
 BATCH = 32
 PULLED_ON = 32  # samples
-UNPACKING = ("DequantizeLinear", "Mul", "Cast")  # what gives a stored weight to its reader
 
 _RANGES: Mapping[Calibration, Callable[[Histogram], Range]] = {
     Calibration.MINMAX: histograms.minmax,
@@ -134,10 +134,11 @@ class Workshop:
     @cached_property
     def unfit(self) -> dict[str, str]:
         """The names of the products that stay as they are, and why: of two activations, or quantized already."""
-        makers = {name: node.op_type for node in self.ready.graph.node for name in node.output}
+        makers = {name: node for node in self.ready.graph.node for name in node.output}
+        held = {tensor.name: tensor for tensor in self.ready.graph.initializer}
         found = dict.fromkeys(products(self.ready), "multiplies two activations")
         for node in self.ready.graph.node:
-            if node.op_type in PRODUCTS and makers.get(node.input[1]) in UNPACKING:
+            if node.op_type in PRODUCTS and stored(makers.get(node.input[1]), makers, held) is not None:
                 found[node.name] = "is quantized already"
         return found
 

@@ -219,3 +219,14 @@ def test_a_recipe_has_a_name_of_its_own(tmp_path: Path) -> None:
         )
     ]
     assert len({one.name for one in recipes}) == len(recipes)
+
+
+def test_products_that_stay_as_they_are_are_told_with_the_reason(tmp_path: Path) -> None:
+    bert = prunable.exported("bert")
+    samples = Samples({"x": np.random.default_rng(0).integers(0, 20, (64, 16))})
+    workshop = searching(bert, samples, tmp_path)._workshop
+    assert set(workshop.unfit.values()) == {"multiplies two activations"}
+    half, _ = searching(nets.convolutional(), pictures(60), tmp_path)._workshop.make(
+        Recipe(method=Method.STATIC, types=("Gemm",))
+    )
+    assert searching(half, pictures(60), tmp_path)._workshop.unfit == {"dense": "is quantized already"}
