@@ -19,6 +19,7 @@ import msgspec
 
 from modelctl import __version__, digests, manifest, record
 from modelctl.artifact import Artifact, format_of, left_behind, manifest_path, model_name
+from modelctl.chains import Postprocess, Preprocess
 from modelctl.errors import ArtifactError, UsageError
 from modelctl.manifest import Encryption, FileEntry, Manifest, Record, Step, TensorSpec
 from modelctl.options import StepOptions
@@ -110,8 +111,8 @@ class Draft:
     path: Path
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
-    preprocess: tuple[dict[str, Any], ...] = ()
-    postprocess: tuple[dict[str, Any], ...] = ()
+    preprocess: tuple[Preprocess, ...] = ()
+    postprocess: tuple[Postprocess, ...] = ()
     metrics: dict[str, Any] = field(default_factory=dict)
     choices: dict[str, Any] = field(default_factory=dict)
     encryption: Encryption | None = None

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from modelctl import digests
+from modelctl.chains import Postprocess, Preprocess
 from modelctl.errors import ArtifactError
 
 SCHEMA = "modelctl/manifest/v1"
@@ -89,8 +90,8 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     files: Annotated[tuple[FileEntry, ...], Meta(min_length=1)]
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
-    preprocess: tuple[dict[str, Any], ...] = ()
-    postprocess: tuple[dict[str, Any], ...] = ()
+    preprocess: tuple[Preprocess, ...] = ()
+    postprocess: tuple[Postprocess, ...] = ()
     made_by: Step | None = None
     metrics: dict[str, Any] = {}
     lineage: tuple[Record, ...] = ()

