@@ -1,11 +1,12 @@
-"""What in the repository the program itself writes: the manifest's JSON Schema, and README's commands and operators.
+"""What in the repository the program itself writes: two schemas, and README's commands and operators.
 
-`python tests/generated.py` writes all anew; `test_schemas.py`, `test_contracts.py` and
+`python tests/generated.py` writes all anew; `test_schemas.py`, `serve/test_openapi.py`, `test_contracts.py` and
 `graph/operators/test_conformance.py` hold them to what stands here.
 """
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from typer.main import get_command
@@ -15,6 +16,7 @@ from modelctl.cli.main import build
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCHEMA = REPOSITORY / "schemas" / "manifest.schema.json"
+CONTRACT = REPOSITORY / "schemas" / "openapi.json"
 README = REPOSITORY / "README.md"
 BEGIN = "<!-- commands:begin -->"
 END = "<!-- commands:end -->"
@@ -25,6 +27,25 @@ AGAIN = "run: python tests/generated.py"
 def schema_text() -> str:
     """The text of `schemas/manifest.schema.json`."""
     return json.dumps(manifest.json_schema(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def contract_text() -> str:
+    """The text of `schemas/openapi.json`: what a server tells of itself that has one model, called NAME."""
+    import servers
+
+    from modelctl.options import ServeOptions
+    from modelctl.serve import openapi
+    from modelctl.serve.changes import Ledger
+    from modelctl.serve.http import App
+    from modelctl.serve.shelf import Alone, Shelf
+
+    with TemporaryDirectory() as folder:
+        source, options = servers.affine(Path(folder) / "NAME.onnx"), ServeOptions()
+        models = servers.loaded(source)
+    ledger = Ledger([str(source)], models.board)
+    ledger.names = models.names()
+    document = openapi.document(App(models, options, Alone(Shelf(models, ledger, options))))
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def commands() -> dict[str, Any]:
@@ -90,6 +111,7 @@ def readme_with(text: str, begin: str = BEGIN, end: str = END) -> str:
 
 if __name__ == "__main__":
     SCHEMA.write_text(schema_text())
+    CONTRACT.write_text(contract_text())
     README.write_text(readme_with(reference()))
     import node_tests
 

@@ -35,11 +35,15 @@ INLINE_BATCH_S = 0.005  # what runs on the loop may keep other requests waiting 
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """What warm-up found out: time and input elements of one small run, and whether rows can share a run."""
+    """What warm-up found out: time and input elements of one small run, and whether rows can share a run.
+
+    `free` is the size that dimensions had which are free and not the number of rows; 0: no size was found to suit.
+    """
 
     run_s: float
     elements: int
     rows_are_independent: bool
+    free: int = 0
 
     @property
     def inline_elements(self) -> int:

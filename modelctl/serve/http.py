@@ -10,7 +10,7 @@ answer that a model gave, or would have given, carries `Modelctl-Model: name@sha
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -31,7 +31,7 @@ from modelctl.serve.tensors import check_agreement
 
 logger = logging.getLogger("modelctl.serve")
 
-PROTOCOLS = ("openinference", "repository", "predict", "operations")
+PROTOCOLS = ("openinference", "repository", "predict", "tensorflow", "operations", "provenance", "openapi")
 JSON = b"application/json"
 HELD_BODIES = 8  # bodies in memory may take as much as so many of the largest size
 
@@ -114,6 +114,11 @@ class App:
             for name, version in self._options.shadowed().items()
             if name in self.models.names() and version in self.models.versions(name)
         }
+
+    @property
+    def routes(self) -> Mapping[str, Mapping[str, Route]]:
+        """What there is, by path and method."""
+        return self._routes
 
     def shared(self, name: str, handler_of: Callable[[Model], Handler]) -> tuple[Handler, Model | None]:
         """The handler for requests to a name, and the model if it is settled: the last version, or one by its share."""
@@ -230,15 +235,17 @@ class App:
         """Why there is nothing at a path: the model, its version, or the path itself."""
         parts = path.split("/")
         try:
-            if parts[:3] == ["", "v2", "models"] and len(parts) > 3:
-                self.models.get(parts[3], parts[5] if parts[4:5] == ["versions"] and len(parts) > 5 else None)
+            if parts[1:3] in (["v2", "models"], ["v1", "models"]) and len(parts) > 3:
+                if parts[1] == "v1":
+                    parts[-1] = parts[-1].partition(":")[0]
+                self.models.get(parts[3], parts[5] if parts[4:5] in (["versions"], ["labels"]) and parts[5:] else None)
             elif parts[:4] == ["", "v2", "repository", "models"] and len(parts) > 4 and self.changes is not None:
                 self.changes.shelf.ledger.places(parts[4])
             elif parts[:2] == ["", "predict"] and len(parts) == 3:
                 self.models.get(parts[2])
         except Refused as refused:
             return refused
-        return Refused(f"nothing at {told(path)}; see /v2, /v2/models/NAME, /predict, /metrics", 404)
+        return Refused(f"nothing at {told(path)}; see /openapi.json", 404)
 
 
 def _both(comparison: Comparison, done: Done, outcome: Outcome) -> None:

@@ -32,6 +32,7 @@ def warm_up(session: Session, run: Run) -> Pace:
                 run_s=_measured(run, rows[0]),
                 elements=sum(one.size for one in rows[0].values()),
                 rows_are_independent=_rows_named(session.inputs) is not None and _independent(run, rows),
+                free=size,
             )
         except DataError:
             continue

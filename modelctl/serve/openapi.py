@@ -1,0 +1,204 @@
+"""`/openapi.json`: the OpenAPI 3.1 document of this server, with the names, types and shapes of the models it has.
+
+It is made, when first asked for, from the routes that there are: an operation is told for each model and version
+that has its route. A new route needs a line in `contract.OPERATIONS`; a test finds the routes that none tells of.
+"""
+
+import gzip
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+import orjson
+
+from modelctl import __version__
+from modelctl.manifest import Manifest
+from modelctl.serve import schemas
+from modelctl.serve.contract import JSON, OF_MODEL, OPERATIONS, TAGS, Content, Operation, Told
+from modelctl.serve.http import Answer, App, Request, Route
+from modelctl.serve.models import Model
+from modelctl.serve.schemas import Schema
+from modelctl.serve.tensors import DATATYPES
+
+
+def routes(app: App) -> Iterable[Route]:
+    """The route of the document."""
+
+    @cache
+    def texts() -> tuple[bytes, bytes]:
+        text = orjson.dumps(document(app))
+        return text, gzip.compress(text, 6, mtime=0)
+
+    def tell(request: Request) -> Answer:
+        plain, zipped = texts()
+        if b"gzip" in request.head.headers.get(b"accept-encoding", b""):
+            return Answer(zipped, headers=((b"content-encoding", b"gzip"), (b"vary", b"accept-encoding")))
+        return Answer(plain, headers=((b"vary", b"accept-encoding"),))
+
+    return [Route("GET", "/openapi.json", tell)]
+
+
+def document(app: App) -> dict[str, Any]:
+    """The OpenAPI document of what an application answers now."""
+    paths: dict[str, dict[str, Any]] = {}
+    for one in told(app):
+        paths.setdefault(quote(one.path, safe="/:"), {})[one.operation.method.lower()] = _operation(one)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "modelctl serve",
+            "version": __version__,
+            "description": "Answers of models. Each names, in `Modelctl-Model`, the digest of the model that made it.",
+        },
+        "servers": [{"url": "/"}],
+        "security": [],
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
+        "paths": paths,
+        "components": _components(app),
+    }
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an operation is found: its path, the model and version named in it, and the models that may answer."""
+
+    operation: Operation
+    path: str
+    named: tuple[str, ...]
+    models: list[Model]
+
+
+def told(app: App) -> Iterator[Place]:
+    """Every operation at every path that has its route."""
+    served = app.models.names()
+    known = dict.fromkeys([*served, *(app.changes.shelf.ledger.names if app.changes else ())])
+    for operation in OPERATIONS:
+        for name in known if "{model}" in operation.path else [""]:
+            for version in app.models.versions(name) if "{version}" in operation.path and name in served else [""]:
+                path = operation.path.replace("{model}", name).replace("{version}", version)
+                if operation.method in app.routes.get(path, {}):
+                    models = [app.models.get(name, version or None)] if name in served else []
+                    named = tuple(one for one in (name, version) if one)
+                    yield Place(operation, path, named, models if name else list(app.models))
+
+
+def _operation(place: Place) -> dict[str, Any]:
+    operation, models = place.operation, place.models
+    found: dict[str, Any] = {"tags": [operation.tag], "summary": operation.summary}
+    found["operationId"] = schemas.key(operation.name, *place.named)
+    if operation.parameters:
+        found["parameters"] = list(operation.parameters)
+    if operation.body is not None:
+        found["requestBody"] = {"required": True, "content": _joined(operation.body, models)}
+    good: dict[str, Any] = {"description": "The answer.", "content": _joined(operation.answer, models)}
+    if operation.statuses == OF_MODEL:
+        good["headers"] = {"Modelctl-Model": {"$ref": "#/components/headers/ModelctlModel"}}
+    refused = {status: {"$ref": f"#/components/responses/E{status}"} for status in operation.statuses}
+    found["responses"] = {"200": good, **refused, **dict(operation.also)}
+    return found
+
+
+def _joined(tell: Told | Content, models: list[Model]) -> Content:
+    """What is told of a route that one of several models may answer."""
+    if not callable(tell):
+        return tell
+    each = [tell(model) for model in models]
+    if len(each) == 1:
+        return each[0]
+    if not each:
+        return {JSON: {"schema": {}}}
+    return {kind: {"schema": {"anyOf": [one[kind]["schema"] for one in each if kind in one]}} for kind in each[0]}
+
+
+def _components(app: App) -> dict[str, Any]:
+    """What the document refers to."""
+    _, told_of = msgspec.json.schema_components([Manifest], ref_template="#/components/schemas/{name}")
+    found: dict[str, Schema] = {**_SHARED, **told_of}
+    for model in app.models:
+        found |= {schemas.key(what, model.name, model.version): of(model) for what, of in schemas.OF_MODEL.items()}
+    retry = {"description": "seconds to wait", "schema": {"type": "integer", "minimum": 0}}
+    error = {JSON: {"schema": {"$ref": "#/components/schemas/Error"}}}
+    answers: dict[str, Any] = {}
+    for status, what in _REFUSALS.items():
+        answers[f"E{status}"] = {"description": what, "content": error}
+        if status in ("429", "503"):
+            answers[f"E{status}"]["headers"] = {"Retry-After": {"$ref": "#/components/headers/RetryAfter"}}
+    told_digest = {"description": "the model that answered", "schema": {"$ref": "#/components/schemas/ModelDigest"}}
+    return {
+        "schemas": found,
+        "responses": answers,
+        "headers": {"ModelctlModel": told_digest, "RetryAfter": retry},
+    }
+
+
+_WORD: Schema = {"type": "string"}
+_REFUSALS = {
+    "400": "What was sent is not right; the answer says what.",
+    "404": "There is no such model, version or path.",
+    "408": "The body came too slowly.",
+    "413": "The body is longer than this server takes.",
+    "415": "The body is encoded, or of a type that is not read here.",
+    "429": "Too much is waiting already.",
+    "500": "The server is at fault, or its model.",
+    "503": "The model is not asked at present, as it failed too often.",
+    "504": "The answer took longer than a request may wait.",
+}
+_SHARED: dict[str, Schema] = {
+    "Error": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}},
+    "ModelDigest": {"type": "string", "pattern": "^.+@sha256:[0-9a-f]{64}$", "description": "name and digest"},
+    "Tensor": {
+        "type": "object",
+        "required": ["name", "datatype", "shape"],
+        "properties": {
+            "name": _WORD,
+            "datatype": {"enum": list(DATATYPES)},
+            "shape": {"type": "array", "items": {"type": "integer", "minimum": -1}, "description": "-1: free"},
+        },
+    },
+    "ModelMetadata": {
+        "type": "object",
+        "required": ["name", "versions", "platform", "inputs", "outputs"],
+        "properties": {
+            "name": _WORD,
+            "versions": {"type": "array", "items": _WORD},
+            "platform": _WORD,
+            "inputs": {"type": "array", "items": {"$ref": "#/components/schemas/Tensor"}},
+            "outputs": {"type": "array", "items": {"$ref": "#/components/schemas/Tensor"}},
+        },
+    },
+    "TensorflowStatus": {
+        "type": "object",
+        "required": ["model_version_status"],
+        "properties": {
+            "model_version_status": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["version", "state", "status"],
+                    "properties": {"version": _WORD, "state": {"const": "AVAILABLE"}, "status": {"type": "object"}},
+                },
+            }
+        },
+    },
+    "TensorflowMetadata": {
+        "type": "object",
+        "required": ["model_spec", "metadata"],
+        "properties": {"model_spec": {"type": "object"}, "metadata": {"type": "object"}},
+    },
+    "RepositoryIndex": {
+        "type": "array",
+        "items": {
+            "type": "object",
+            "required": ["name", "version", "state", "reason"],
+            "properties": {
+                "name": _WORD,
+                "version": _WORD,
+                "state": {"enum": ["READY", "UNAVAILABLE"]},
+                "reason": _WORD,
+            },
+        },
+    },
+}
