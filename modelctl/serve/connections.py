@@ -8,6 +8,8 @@ timer.
 """
 
 import asyncio
+import socket
+import struct
 import time
 from email.utils import formatdate
 from http import HTTPStatus
@@ -21,6 +23,7 @@ from modelctl.serve.refusal import Refused
 SWEEP_S = 1.0
 IDLE_S = 75.0  # how long a connection may be kept without a request
 AHEAD_BYTES = 256 << 10  # of further requests that a client may have sent before its answer is out
+RESET = struct.pack("ii", 1, 0)  # linger for no time: what is unsent goes, and the client is told so
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 NO_HEAD = Head("GET", "/", b"", {}, 0, False, False)  # stands for one that could not be read
 REMEMBERED = 256
@@ -155,6 +158,8 @@ class Connection(asyncio.Protocol):
             self._app.refuse(self._request, Refused("the body came too slowly", 408))
         else:
             self._closed = True
+            # What it does not read would else stay in the system's memory, at its end of the wire closed or not.
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             self.transport.abort()
 
     def end(self) -> None:
