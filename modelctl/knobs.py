@@ -24,6 +24,8 @@ class Remembered(StrEnum):
     VALUE = "value"  # as it stands; a Path by its name and the digest of its content
     DATA = "data"  # a data reference: the name and digest of what it points at, and its selection
     FACTORY = "factory"  # `module:name`: with the digests of the project's own files behind it
+    PREPROCESS = "preprocess"  # as the entries that it spells, with the digests of the files that they name
+    POSTPROCESS = "postprocess"
     NOT = "not"  # not as an option: a place, a secret's source, a thread count; a key, whose id its step adds
 
 

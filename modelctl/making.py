@@ -8,6 +8,7 @@ when the block ends well. `Origin` says what an artifact is made from; it is wha
 import contextlib
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +20,8 @@ import msgspec
 
 from modelctl import __version__, digests, manifest, record
 from modelctl.artifact import Artifact, format_of, left_behind, manifest_path, model_name
-from modelctl.chains import Postprocess, Preprocess
-from modelctl.errors import ArtifactError, UsageError
+from modelctl.chains import TOKENIZER_SUFFIX, Postprocess, Preprocess, Text
+from modelctl.errors import ArtifactError, IntegrityError, UsageError
 from modelctl.manifest import Encryption, FileEntry, Manifest, Record, Step, TensorSpec
 from modelctl.options import StepOptions
 from modelctl.staging import refuse_no_file, refuse_no_folder, stage
@@ -135,6 +136,7 @@ def create(out: Path, origin: Origin) -> Iterator[Draft]:
             draft.inputs, draft.outputs = first.inputs, first.outputs
             draft.preprocess, draft.postprocess = first.preprocess, first.postprocess
         yield draft
+        _carry_tokenizer(draft, origin.parents[:1])
         made_by = msgspec.structs.replace(made_by, choices=draft.choices)
         made = _described(out, origin, made_by, draft, _hashed(staged.folder, out.name, draft.known))
         sidecar = staged.folder / (out.name + manifest.SUFFIX)
@@ -142,6 +144,24 @@ def create(out: Path, origin: Origin) -> Iterator[Draft]:
         manifest.parse(sidecar.read_bytes(), str(manifest_path(out)))  # what is written can be read
         names = [entry.path for entry in made.files]
         staged.commit(names, sidecar.name, stale=lambda: _replaced(out, origin, names))
+
+
+def _carry_tokenizer(draft: Draft, parents: Sequence[Artifact]) -> None:
+    """Beside a draft whose texts are cut by a tokenizer, that of its parent, unless the step has put one there.
+
+    Now, as what lies beside a draft while a step works is taken for the model's weights.
+    """
+    beside = draft.path.with_name(draft.path.name + TOKENIZER_SUFFIX)
+    if draft.encryption or beside.exists() or not any(isinstance(one, Text) for one in draft.preprocess):
+        return
+    for parent in parents:
+        known = {entry.path: entry for entry in parent.manifest.files}
+        entry = known.get(parent.path.name + TOKENIZER_SUFFIX)
+        if entry is None:
+            raise ArtifactError(f"{parent.path}: takes texts, but its manifest lists no {TOKENIZER_SUFFIX[1:]}")
+        shutil.copyfile(parent.file(entry), beside)
+        if digests.of_file(beside) != entry.sha256:
+            raise IntegrityError(f"{parent.file(entry)}: the bytes are not the ones that its manifest describes")
 
 
 def _described(out: Path, origin: Origin, made_by: Step, draft: Draft, files: tuple[FileEntry, ...]) -> Manifest:

@@ -9,12 +9,14 @@ leaves no trace here: the step that used it adds the key's id.
 
 import ast
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
 from modelctl import digests
+from modelctl.chains import spelling
 from modelctl.errors import DataError, UsageError
 from modelctl.knobs import Options, Remembered, knobs
 
@@ -88,9 +90,21 @@ def options(given: Options) -> dict[str, Any]:
                 remembered[name] = found | {word: pick for word, pick in picked.items() if pick is not None}
             case Remembered.FACTORY if value is not None:
                 remembered[name] = factory(value)
+            case Remembered.PREPROCESS | Remembered.POSTPROCESS:
+                if value:  # nothing said keeps what the model has
+                    remembered[name] = chain(mark.remembered, value)
             case _:
                 remembered[name] = _plain(value)
     return remembered
+
+
+def chain(kind: str, texts: Sequence[str]) -> list[dict[str, Any]]:
+    """What `--preprocess` or `--postprocess` spells, as the manifest keeps it: entries, and the files that they name.
+
+    UsageError where it spells nothing sound, or a file is not there.
+    """
+    drafts = spelling.parse(kind, texts)
+    return [one.fields | {name: path(file) for name, file in one.files.items()} for one in drafts]
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ entry of which takes what the one before it made of the same output. `modelctl/p
 """
 
 from modelctl.chains.forms import FILTERS as FILTERS
+from modelctl.chains.forms import TOKENIZER_SUFFIX as TOKENIZER_SUFFIX
 from modelctl.chains.forms import Argmax as Argmax
 from modelctl.chains.forms import Category as Category
 from modelctl.chains.forms import Image as Image

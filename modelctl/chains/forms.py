@@ -23,6 +23,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+TOKENIZER_SUFFIX = ".tokenizer.json"  # of the file beside the model
 Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 FILTERS: tuple[Filter, ...] = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 Name = Annotated[str, Meta(min_length=1, max_length=1024)]

@@ -60,6 +60,8 @@ def _check_option(name: str, mark: Knob, value: Any, written: Mapping[Path, Plan
         record.DataRef.parse(value)
     elif mark.remembered is Remembered.FACTORY:
         record.factory(value)
+    elif mark.remembered in (Remembered.PREPROCESS, Remembered.POSTPROCESS):
+        record.chain(mark.remembered, (value,))
     elif name in _KEYS and value.startswith("env:"):
         if value.removeprefix("env:") not in os.environ:
             raise UsageError(f"{name}: the environment has no {value.removeprefix('env:')}")
