@@ -13,6 +13,7 @@ from modelctl.options.choices import Goal as Goal
 from modelctl.options.choices import Importance as Importance
 from modelctl.options.choices import KeyType as KeyType
 from modelctl.options.choices import Loss as Loss
+from modelctl.options.choices import May as May
 from modelctl.options.choices import Method as Method
 from modelctl.options.choices import Metric as Metric
 from modelctl.options.choices import Optimizer as Optimizer

@@ -68,11 +68,19 @@ class Scope(StrEnum):
 
 
 class KeyType(StrEnum):
-    """What `keygen` makes: recipients' key pairs, a shared secret, or signing keys."""
+    """What `keygen` makes: recipients' key pairs, a shared secret, signing keys, or what a client of a server shows."""
 
     RSA = "rsa"
     AES = "aes"
     ED25519 = "ed25519"
+    API = "api"
+
+
+class May(StrEnum):
+    """What a client of a server may do beside asking models: load and unload them, see what is counted."""
+
+    LOAD = "load"
+    METRICS = "metrics"
 
 
 class Optimizer(StrEnum):

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from modelctl.errors import UsageError
 from modelctl.knobs import Knob, Options, Remembered, granted_threads
-from modelctl.options.choices import KeyType, Metric
+from modelctl.options.access import AccessOptions
+from modelctl.options.choices import KeyType, May, Metric
 from modelctl.options.shared import (
     ALLOW_VACUOUS,
     ATOL,
@@ -73,9 +74,11 @@ class DecryptOptions(OpeningOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class KeygenOptions(Options):
-    """`keygen`: keys to encrypt for and to sign with."""
+    """`keygen`: keys to encrypt for, to sign with, and to be let in by a server."""
 
-    type: Annotated[KeyType, Knob("rsa: recipients; aes: a shared secret; ed25519: signing")] = KeyType.ED25519
+    type: Annotated[
+        KeyType, Knob("rsa: recipients; aes: a shared secret; ed25519: signing; api: a client of a server")
+    ] = KeyType.ED25519
     bits: Annotated[int, Knob("size of an RSA key", low=2048, high=16384)] = 3072
     force: Annotated[bool, Knob("overwrite an existing key")] = False
 
@@ -88,6 +91,25 @@ class SignOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+    keys: Annotated[
+        Path | None, Knob("file of a server's keys that a new api key is added to; by default keys.toml beside OUT")
+    ] = None
+    name: Annotated[str | None, Knob("name of an api key's owner; by default OUT's")] = None
+    models: Annotated[
+        tuple[str, ...],
+        Knob("models that an api key may ask, such as 'digits*'; repeatable; by default all", flag="--model"),
+    ] = ()
+    mays: Annotated[
+        tuple[May, ...], Knob("what else an api key may do, load models or see metrics; repeatable", flag="--may")
+    ] = ()
+    rate: Annotated[float | None, Knob("requests a second that an api key may send", low=1e-3, high=1e6)] = None
+    burst: Annotated[int | None, Knob("requests at once that an api key may send", low=1, high=10**6)] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        of_api = self.keys or self.name or self.models or self.mays or self.rate or self.burst
+        if of_api and self.type is not KeyType.API:
+            raise UsageError("--keys, --name, --model, --may, --rate and --burst are of an api key", "add --type api")
 class VerifyOptions(Options):
     """`verify`: the files, the chain, the signatures."""
 
@@ -211,7 +233,7 @@ def _numbers(value: int | str) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions(OpeningOptions):
+class ServeOptions(AccessOptions):
     """`serve`: answers over HTTP."""
 
     threads: Annotated[

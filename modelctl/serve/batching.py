@@ -121,6 +121,7 @@ class Runner:
         self._breaker = breaker
         self._pace = pace
         self._tally = tally
+        self.ran: _Ran | None = None  # the run whose answers are being given
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._max_delay_s = max_delay_s
@@ -260,8 +261,10 @@ class Runner:
         elif not isinstance(ran.outcomes[0], Refused):
             self._breaker.failed()
         self._tally.queue_s.observe(*[ran.began - job.arrived for job in ran.jobs])
+        self.ran = ran
         for job, outcome in zip(ran.jobs, ran.outcomes, strict=True):
             job.settle(outcome)
+        self.ran = None
 
 
 def _likeness(feeds: Tensors) -> tuple[int, object, int]:

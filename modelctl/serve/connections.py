@@ -125,6 +125,8 @@ class Connection(asyncio.Protocol):
         """The client does not read what it is sent."""
         self._deaf = True
 
+        visits = self._app.visits
+        self._guest = None if visits is None else visits.guest(transport)
     def resume_writing(self) -> None:
         """The client reads on."""
         self._deaf = False
@@ -137,6 +139,8 @@ class Connection(asyncio.Protocol):
             self._buffer += data
             if len(self._buffer) > AHEAD_BYTES and not self._held:
                 self._held = True
+        if self.transport.get_extra_info("sslcontext") is not None:
+            return False  # TLS has no half of a connection
                 self.transport.pause_reading()
         else:
             self._advance(data)
@@ -213,6 +217,8 @@ class Connection(asyncio.Protocol):
         if not whole:
             self._body = _Body(head)
         try:
+            if self._guest is not None and request.visit is None:
+                self._guest.note(request)
             if head.length:
                 self._app.admit(head)
         except Refused as refused:
@@ -244,6 +250,8 @@ class Connection(asyncio.Protocol):
             try:
                 for piece in pieces:
                     body.size += len(piece)
+            if self._guest is not None and self._guest.enter(request):
+                return after
                     body.pieces.append(piece)
                     self._app.hold(request, len(piece))
                 if body.size > self._app.limit_bytes:

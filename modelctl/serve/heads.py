@@ -20,6 +20,7 @@ REMEMBERED_BYTES = 2048  # a longer head is read anew each time
 REMEMBERED = 512
 CHUNKED = -1
 LENGTH_DIGITS = 15
+TOGETHER = (b"authorization", b"x-api-key", b"traceparent", b"tracestate")  # none of several must count alone
 
 Headers = dict[bytes, bytes]
 
@@ -135,7 +136,11 @@ def _read(data: bytes) -> Head:
         method=parser.get_method().decode("latin-1"),
         path=path,
         query=query,
-        headers={name: values[-1] for name, values in named.items() if name != b"content-length"},
+        headers={
+            name: b",".join(values) if name in TOGETHER else values[-1]
+            for name, values in named.items()
+            if name != b"content-length"
+        },
         length=_length(named, version),
         keep_alive=version == "1.1" and parser.should_keep_alive() and not _closes(named),
         expects=named.get(b"expect", [b""])[-1].lower() == b"100-continue",

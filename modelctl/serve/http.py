@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import orjson
 
@@ -28,6 +28,9 @@ from modelctl.serve.refusal import Refused, told
 from modelctl.serve.shelf import Shelf
 from modelctl.serve.splitting import Comparison, Shadow, Split
 from modelctl.serve.tensors import check_agreement
+
+if TYPE_CHECKING:
+    from modelctl.serve.visits import Visit, Visits
 
 logger = logging.getLogger("modelctl.serve")
 
@@ -48,7 +51,7 @@ class Answer(NamedTuple):
 class Request:
     """One request; `model` is the one that answers, as soon as it is known."""
 
-    __slots__ = ("body", "head", "held_bytes", "job", "model", "send")
+    __slots__ = ("body", "head", "held_bytes", "job", "model", "send", "visit")
 
     def __init__(self, head: Head, body: bytes, send: "Callable[[Request, Answer], None]") -> None:
         self.head = head
@@ -57,6 +60,7 @@ class Request:
         self.model: Model | None = None
         self.job: Job | None = None  # its tensors on their way through the model
         self.held_bytes = 0  # what its body counts against what all bodies may take
+        self.visit: Visit | None = None  # where somebody wants to know who asks
 
     def reply(self, answer: Answer) -> None:
         """Send the answer; once."""
@@ -97,6 +101,7 @@ class App:
         self.limit_bytes = int(options.max_body_mb * 1_000_000)
         self.timeout_s = options.timeout_s
         self._held_bytes = 0
+        self.visits: Visits | None = None
         self._options = options
         self._shadows: dict[str, Shadow] = {}
         self._routes: dict[str, dict[str, Route]] = {}
@@ -161,6 +166,8 @@ class App:
 
     def admit(self, head: Head) -> None:
         """`Refused` unless the body that a head announces will be read: 413 when it is too long, 415 when encoded."""
+        if request.visit is not None:
+            request.visit.gone()
         if head.headers.get(b"content-encoding", b"identity") != b"identity":
             raise Refused("a body with a Content-Encoding is not read", 415)
         if head.length != CHUNKED and head.length > self.limit_bytes:
@@ -198,6 +205,8 @@ class App:
 
     def _computed(self, request: Request, write: Callable[[Outputs], Answer], outcome: Outcome) -> None:
         request.job = None
+        if request.visit is not None:
+            request.visit.asks(model)
         try:
             if isinstance(outcome, Exception):
                 raise outcome
@@ -231,6 +240,8 @@ class App:
         allowed = ", ".join(sorted({*methods, *(["HEAD"] if "GET" in methods else [])}))
         raise Refused(f"{head.path} takes {allowed}", 405, headers=((b"allow", allowed.encode()),))
 
+        if request.visit is not None:
+            error = request.visit.failed(error)
     def _missing(self, path: str) -> Refused:
         """Why there is nothing at a path: the model, its version, or the path itself."""
         parts = path.split("/")

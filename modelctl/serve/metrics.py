@@ -38,7 +38,7 @@ ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 
 
 # A tally's cells: these, one for each kind of error, three histograms, a breaker.
-REQUESTS, IN_FLIGHT, SHADOWED, DISAGREED, ERRORS = range(5)
+REQUESTS, IN_FLIGHT, SHADOWED, DISAGREED, UNLOGGED, UNTRACED, ERRORS = range(7)
 _QUEUE = ERRORS + len(KINDS)
 _COMPUTE = _QUEUE + len(SECONDS) + 2
 _ROWS = _COMPUTE + len(SECONDS) + 2
@@ -172,6 +172,11 @@ def exposition(models: Iterable[Labelled], unrouted: Tally, ready: bool) -> byte
     ):
         lines += _family(name, "counter", what)
         lines += [f"{name}{_labels(who)} {int(tally.cells[cell])}" for who, tally in models]
+    for name, what, cell in (
+        ("modelctl_log_lines_lost_total", "Lines of --log-requests that could not be written.", UNLOGGED),
+        ("modelctl_spans_lost_total", "Spans that could not be sent to the collector.", UNTRACED),
+    ):
+        lines += [*_family(name, "counter", what), f"{name} {int(unrouted.cells[cell])}"]
     lines += _family("modelctl_breaker_open", "gauge", "Whether a model is not asked, as it has failed too often.")
     lines += [f"modelctl_breaker_open{_labels(who)} {int(tally.broken)}" for who, tally in models]
     for name, what, pick in (

@@ -17,6 +17,8 @@ class Refused(Exception):  # noqa: N818 - the name says what happened to the req
 
 KINDS = {
     400: "bad_request",
+    401: "unauthenticated",
+    403: "forbidden",
     404: "not_found",
     405: "method",
     408: "slow_client",
@@ -29,7 +31,7 @@ KINDS = {
     503: "not_ready",
     504: "timeout",
 }
-KINDS_OF_ERROR = (*dict.fromkeys(KINDS.values()), "not_http", "broken")
+KINDS_OF_ERROR = (*dict.fromkeys(KINDS.values()), "not_http", "broken", "rate")
 
 
 def told(value: object, limit: int = 60) -> str:

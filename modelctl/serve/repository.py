@@ -26,15 +26,22 @@ def routes(app: App) -> Iterable[Route]:
 
 
 def _index(app: App) -> Handler:
-    def tell(_: Request) -> Answer:
-        found = [{"name": one.name, "version": one.version, "state": "READY", "reason": ""} for one in app.models]
-        if app.changes is not None:
-            ledger = app.changes.shelf.ledger
-            gone = [name for name, row in zip(ledger.names, ledger.rows, strict=True) if row is None]
-            found += [{"name": name, "version": "", "state": "UNAVAILABLE", "reason": "unloaded"} for name in gone]
-        return Answer(orjson.dumps(found))
+    def tell(request: Request) -> Answer:
+        return Answer(orjson.dumps(index(app, request)))
 
     return tell
+
+
+def index(app: App, request: Request) -> list[dict[str, str]]:
+    """Every source that who asks may know of: its name, version, state and what is the matter with it."""
+    found = [{"name": one.name, "version": one.version, "state": "READY", "reason": ""} for one in app.models]
+    if app.changes is not None:
+        ledger = app.changes.shelf.ledger
+        gone = [name for name, row in zip(ledger.names, ledger.rows, strict=True) if row is None]
+        found += [{"name": name, "version": "", "state": "UNAVAILABLE", "reason": "unloaded"} for name in gone]
+    if (visit := request.visit) is not None:
+        found = [one for one in found if visit.knows(one["name"])]
+    return found
 
 
 def _change(app: App, kind: str, name: str) -> Handler:
@@ -46,6 +53,16 @@ def _change(app: App, kind: str, name: str) -> Handler:
                 app.refuse(request, refused)
 
         assert app.changes is not None
+        _check_origin(request)
         app.changes.ask(kind, name, done)
 
     return change
+
+
+def _check_origin(request: Request) -> None:
+    """`Refused` 403 for a page of somebody else: a browser sends its POST without asking us whether it may."""
+    origin = request.head.headers.get(b"origin")
+    if origin is None or origin.partition(b"://")[2] == request.head.headers.get(b"host"):
+        return
+    if request.visit is None or not request.visit.welcomes(origin):
+        raise Refused("a page of another origin may not load and unload models", 403)

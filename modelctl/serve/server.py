@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from modelctl.options import ServeOptions
 from modelctl.serve import sockets
@@ -17,6 +18,10 @@ from modelctl.serve.connections import Connection, Wire, sweep
 from modelctl.serve.http import App
 from modelctl.serve.shelf import Alone, OneOfSeveral, Shelf
 
+if TYPE_CHECKING:
+    from modelctl.serve.visits import Visits
+
+HANDSHAKE_S = 10.0  # the longest time that a client may take for that of TLS
 DRAIN_S = 0.5  # how long connections are still taken after the request to end
 END_S = 0.02  # how often it is looked whether all is answered
 CLOSE_S = 1.0  # how long a model may take to finish what nobody waits for
@@ -31,6 +36,7 @@ def work(
     answering: Callable[[], None],
     watch: Watch | None = None,
     parent: socket.socket | None = None,
+    visits: "Visits | None" = None,
 ) -> None:
     """Serve models on a socket until SIGTERM or SIGINT; `answering` is called once they answer.
 
@@ -38,7 +44,7 @@ def work(
     loaded anew. UsageError when the address can't be had.
     """
     with asyncio.Runner(loop_factory=_new_loop) as runner:
-        runner.run(_Worker(shelf, options, listener, parent).run(answering, watch))
+        runner.run(_Worker(shelf, options, listener, parent, visits).run(answering, watch))
     if not all(model.runner.close(CLOSE_S) for model in shelf.models):
         os._exit(0)  # a model hangs in its thread, and Python would abort at its own end
 
@@ -56,9 +62,15 @@ class _Worker:
     """The event loop's work."""
 
     def __init__(
-        self, shelf: Shelf, options: ServeOptions, listener: socket.socket, parent: socket.socket | None
+        self,
+        shelf: Shelf,
+        options: ServeOptions,
+        listener: socket.socket,
+        parent: socket.socket | None,
+        visits: "Visits | None" = None,
     ) -> None:
         self._parent = parent
+        self._visits = visits
         self._changes = Alone(shelf) if parent is None else OneOfSeveral(shelf, parent)
         app = App(shelf.models, options, self._changes)
         shelf.changed = app.reroute
@@ -78,6 +90,10 @@ class _Worker:
             self._changes.watch(watch)
         for number in SIGNALS if self._parent is None else (signal.SIGTERM,):
             loop.add_signal_handler(number, self._signalled, number)
+        if self._visits is not None:
+            self._visits.begin(self._wire.app)
+            if self._parent is not None or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+                loop.add_signal_handler(signal.SIGHUP, self._visits.renew)
         sockets.listen(self._listener, self._options)
         loop.add_reader(self._listener, self._accept, loop)
         sweeping = asyncio.create_task(sweep(self._wire, self._options.timeout_s))
@@ -89,6 +105,8 @@ class _Worker:
         self._listener.close()
         await self._finish(loop.time() + self._options.timeout_s + 1)
         sweeping.cancel()
+        if self._visits is not None:
+            self._visits.end()
 
     async def _finish(self, ends: float) -> None:
         """Close each connection once what came over it is answered, and all of them when the time has come."""
@@ -113,11 +131,22 @@ class _Worker:
         client.setblocking(False)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         task: asyncio.Task[object] = loop.create_task(
-            loop.connect_accepted_socket(lambda: Connection(self._wire), client)
+            loop.connect_accepted_socket(lambda: Connection(self._wire), client, **self._tls())
         )
         self._welcomes.add(task)
-        task.add_done_callback(self._welcomes.discard)
+        task.add_done_callback(self._welcomed)
         return True
+
+    def _tls(self) -> dict[str, Any]:
+        """How a connection is encrypted, as the loop wants to be told."""
+        if self._visits is None or self._visits.tls is None:
+            return {}
+        return {"ssl": self._visits.tls, "ssl_handshake_timeout": min(HANDSHAKE_S, self._options.timeout_s)}
+
+    def _welcomed(self, task: asyncio.Task[object]) -> None:
+        self._welcomes.discard(task)
+        if not task.cancelled():
+            task.exception()  # of a handshake that went wrong, which is the client's matter
 
     def _accept_again(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._listener.fileno() >= 0:

@@ -38,18 +38,22 @@ def listen(listener: socket.socket, options: ServeOptions) -> None:
         raise _unusable(options, error) from error
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, scheme: str = "http") -> str:
     """The address that clients use."""
     host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def warning(listener: socket.socket) -> str | None:
+def warning(listener: socket.socket, options: ServeOptions) -> str | None:
     """What is to be said of an address that others can reach."""
+    if options.asks_who and options.tls_cert is not None:
+        return None
     host = listener.getsockname()[0]
     with contextlib.suppress(ValueError):
         if ipaddress.ip_address(host.partition("%")[0]).is_loopback:
             return None
+    if options.asks_who:
+        return f"listening on {host}, where others can reach it, and keys are sent so that all between can read them"
     return f"listening on {host}, where others can reach it, and nothing asks them who they are"
 
 

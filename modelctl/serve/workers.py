@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import orjson
 
@@ -33,6 +33,9 @@ from modelctl.serve import sockets
 from modelctl.serve.agreement import Agreement
 from modelctl.serve.changes import LOAD, WATCH_S, Ledger, Watch
 from modelctl.serve.metrics import Board
+
+if TYPE_CHECKING:
+    from modelctl.serve.visits import Visits
 
 logger = logging.getLogger("modelctl.serve")
 
@@ -50,16 +53,40 @@ def serve(sources: Sequence[str], options: ServeOptions, announce: Announce, pro
     UsageError when the address can't be had; whatever `models.load_all` raises.
     """
     with contextlib.closing(sockets.bound(options)) as listener:
-        if warning := sockets.warning(listener):
+        if warning := sockets.warning(listener, options):
             progress.note(warning)
-        url = sockets.url_of(listener)
+        url = sockets.url_of(listener, "http" if options.tls_cert is None else "https")
+        visits = _visits(options, progress)
         if options.workers == 1:
             board = Board()
             watch = Watch(sources) if options.watch else None
             ledger = Ledger(sources, board)
-            _work(ledger, options, listener, board, 0, lambda facts: announce(url, facts), progress, watch=watch)
+            _work(
+                ledger,
+                options,
+                listener,
+                board,
+                0,
+                lambda facts: announce(url, facts),
+                progress,
+                watch=watch,
+                visits=visits,
+            )
         else:
-            _Parent(sources, options, listener).run(lambda facts: announce(url, facts))
+            _Parent(sources, options, listener, visits).run(lambda facts: announce(url, facts))
+
+
+def _visits(options: ServeOptions, progress: Progress) -> "Visits | None":
+    """Who looks after clients, if anybody has to; made before models are loaded, so that mistakes are told at once."""
+    if not options.has_visits:
+        return None
+    from modelctl.serve.visits import Visits, warnings
+
+    for warning in warnings(options):
+        progress.note(warning)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)  # it means to read files anew, and they have just been read
+    return Visits(options)
 
 
 def _work(
@@ -73,6 +100,7 @@ def _work(
     *,
     watch: Watch | None = None,
     parent: socket.socket | None = None,
+    visits: "Visits | None" = None,
 ) -> None:
     # Not at the top: the process that forks must be free of what these bring along.
     from modelctl.serve.models import Models, load_all
@@ -84,7 +112,7 @@ def _work(
     for place in rows:
         ledger.names[place] = models.name_at(place)
     facts = [{"name": one.name, "version": one.version, "digest": one.digest} for one in models]
-    work(Shelf(models, ledger, options), options, listener, lambda: ready(facts), watch, parent)
+    work(Shelf(models, ledger, options), options, listener, lambda: ready(facts), watch, parent, visits)
 
 
 @dataclass
@@ -101,11 +129,14 @@ class _Child:
 class _Parent:
     """Starts workers, replaces those that die, and ends them all."""
 
-    def __init__(self, sources: Sequence[str], options: ServeOptions, listener: socket.socket) -> None:
+    def __init__(
+        self, sources: Sequence[str], options: ServeOptions, listener: socket.socket, visits: "Visits | None" = None
+    ) -> None:
         if options.passphrase == "prompt":
             raise UsageError("--workers can't ask for a passphrase, once for each", "--passphrase env:NAME")
         self._options = options
         self._listener = listener
+        self._visits = visits
         self._board = Board(options.workers)
         self._ledger = Ledger(sources, self._board)
         self._watch = Watch(sources) if options.watch else None
@@ -146,6 +177,8 @@ class _Parent:
         alarm.setblocking(False)
         bell.setblocking(False)
         before = {number: signal.signal(number, self._signalled) for number in SIGNALS}
+        if self._visits is not None and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._renewed)
         woken = signal.set_wakeup_fd(bell.fileno(), warn_on_full_buffer=False)
         try:
             yield alarm
@@ -163,6 +196,10 @@ class _Parent:
             os._exit(128 + number)
         self._ends = True
         self._listener.close()  # the workers have it still, until they have answered what came over it
+
+    def _renewed(self, number: int, _: object) -> None:
+        for child in self._children.values():
+            os.kill(child.pid, number)
 
     def _look(self) -> None:
         """Have loaded anew what was noticed to stand for something else."""
@@ -203,6 +240,8 @@ class _Parent:
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # until the event loop has its own
+            if self._visits is not None:
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until then, too
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of us, and the parent decides
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             for other in self._children.values():
@@ -218,7 +257,16 @@ class _Parent:
             line.sendall(orjson.dumps({"ready": facts, "names": self._ledger.names}) + b"\n")
 
         try:
-            _work(self._ledger, self._options, self._listener, self._board, number, ready, parent=line)
+            _work(
+                self._ledger,
+                self._options,
+                self._listener,
+                self._board,
+                number,
+                ready,
+                parent=line,
+                visits=self._visits,
+            )
         except ModelctlError as error:
             told = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
             line.sendall(orjson.dumps({"error": told}) + b"\n")
