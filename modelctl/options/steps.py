@@ -81,16 +81,6 @@ class KeygenOptions(Options):
     ] = KeyType.ED25519
     bits: Annotated[int, Knob("size of an RSA key", low=2048, high=16384)] = 3072
     force: Annotated[bool, Knob("overwrite an existing key")] = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class SignOptions(Options):
-    """`sign`: a DSSE envelope over file and manifest."""
-
-    key: Annotated[str | None, Knob("Ed25519 or RSA private key: a path or env:NAME", remembered=Remembered.NOT)] = None
-
-
-@dataclass(frozen=True, kw_only=True)
     keys: Annotated[
         Path | None, Knob("file of a server's keys that a new api key is added to; by default keys.toml beside OUT")
     ] = None
@@ -110,6 +100,16 @@ class SignOptions(Options):
         of_api = self.keys or self.name or self.models or self.mays or self.rate or self.burst
         if of_api and self.type is not KeyType.API:
             raise UsageError("--keys, --name, --model, --may, --rate and --burst are of an api key", "add --type api")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignOptions(Options):
+    """`sign`: a DSSE envelope over file and manifest."""
+
+    key: Annotated[str | None, Knob("Ed25519 or RSA private key: a path or env:NAME", remembered=Remembered.NOT)] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerifyOptions(Options):
     """`verify`: the files, the chain, the signatures."""
 

@@ -107,6 +107,8 @@ class Connection(asyncio.Protocol):
         """A client is there."""
         self.transport = cast(asyncio.Transport, transport)
         self._wire.open.add(self)
+        visits = self._app.visits
+        self._guest = None if visits is None else visits.guest(transport)
 
     def connection_lost(self, _: Exception | None) -> None:
         """The client has left, or we have closed."""
@@ -119,14 +121,14 @@ class Connection(asyncio.Protocol):
         """The client sends no more; it has left, unless its answer is due within this turn of the loop."""
         request = self._request
         self._ends = True
+        if self.transport.get_extra_info("sslcontext") is not None:
+            return False  # TLS has no half of a connection
         return request is not None and request.job is not None and request.job.inline
 
     def pause_writing(self) -> None:
         """The client does not read what it is sent."""
         self._deaf = True
 
-        visits = self._app.visits
-        self._guest = None if visits is None else visits.guest(transport)
     def resume_writing(self) -> None:
         """The client reads on."""
         self._deaf = False
@@ -139,8 +141,6 @@ class Connection(asyncio.Protocol):
             self._buffer += data
             if len(self._buffer) > AHEAD_BYTES and not self._held:
                 self._held = True
-        if self.transport.get_extra_info("sslcontext") is not None:
-            return False  # TLS has no half of a connection
                 self.transport.pause_reading()
         else:
             self._advance(data)
@@ -196,6 +196,8 @@ class Connection(asyncio.Protocol):
         except Refused as refused:
             self._ends, self._body, place = True, None, size
             request = self._request = self._request or Request(NO_HEAD, b"", self._send)
+            if self._guest is not None and request.visit is None:
+                self._guest.note(request)
             self._app.refuse(request, refused)
         self._busy = False
         self._buffer = data[place:] if place < size else b""
@@ -217,8 +219,8 @@ class Connection(asyncio.Protocol):
         if not whole:
             self._body = _Body(head)
         try:
-            if self._guest is not None and request.visit is None:
-                self._guest.note(request)
+            if self._guest is not None and self._guest.enter(request):
+                return after
             if head.length:
                 self._app.admit(head)
         except Refused as refused:
@@ -250,8 +252,6 @@ class Connection(asyncio.Protocol):
             try:
                 for piece in pieces:
                     body.size += len(piece)
-            if self._guest is not None and self._guest.enter(request):
-                return after
                     body.pieces.append(piece)
                     self._app.hold(request, len(piece))
                 if body.size > self._app.limit_bytes:

@@ -97,11 +97,11 @@ class App:
         self.models = models
         self.changes = changes
         self.ready = True
+        self.visits: Visits | None = None
         self.unrouted = models.board.tally(models.worker, 0)
         self.limit_bytes = int(options.max_body_mb * 1_000_000)
         self.timeout_s = options.timeout_s
         self._held_bytes = 0
-        self.visits: Visits | None = None
         self._options = options
         self._shadows: dict[str, Shadow] = {}
         self._routes: dict[str, dict[str, Route]] = {}
@@ -162,12 +162,12 @@ class App:
         self._tally(request.model).failed("client_gone")
         if request.job is not None:
             request.job.cancel()
+        if request.visit is not None:
+            request.visit.gone()
         self.release(request)
 
     def admit(self, head: Head) -> None:
         """`Refused` unless the body that a head announces will be read: 413 when it is too long, 415 when encoded."""
-        if request.visit is not None:
-            request.visit.gone()
         if head.headers.get(b"content-encoding", b"identity") != b"identity":
             raise Refused("a body with a Content-Encoding is not read", 415)
         if head.length != CHUNKED and head.length > self.limit_bytes:
@@ -194,6 +194,8 @@ class App:
 
         Who waits too long is answered 504, and an error of the model is answered as what it is.
         """
+        if request.visit is not None:
+            request.visit.asks(model)
         if len(feeds) > 1:
             check_agreement(feeds, model.inputs)
         model.tally.cells[REQUESTS] += 1
@@ -205,8 +207,6 @@ class App:
 
     def _computed(self, request: Request, write: Callable[[Outputs], Answer], outcome: Outcome) -> None:
         request.job = None
-        if request.visit is not None:
-            request.visit.asks(model)
         try:
             if isinstance(outcome, Exception):
                 raise outcome
@@ -228,6 +228,8 @@ class App:
         if not isinstance(error, Refused):
             logger.error("internal error at %s %s", request.head.method, told(request.head.path), exc_info=error)
             error = Refused("internal error", 500)
+        if request.visit is not None:
+            error = request.visit.failed(error)
         self._tally(request.model).failed(error.kind)
         return Answer(orjson.dumps({"error": error.message}), JSON, error.status, error.headers)
 
@@ -240,8 +242,6 @@ class App:
         allowed = ", ".join(sorted({*methods, *(["HEAD"] if "GET" in methods else [])}))
         raise Refused(f"{head.path} takes {allowed}", 405, headers=((b"allow", allowed.encode()),))
 
-        if request.visit is not None:
-            error = request.visit.failed(error)
     def _missing(self, path: str) -> Refused:
         """Why there is nothing at a path: the model, its version, or the path itself."""
         parts = path.split("/")
