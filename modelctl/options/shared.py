@@ -38,6 +38,17 @@ DATA = Knob(
     "with #split=train|test, #limit=N, #target=column",
     remembered=Remembered.DATA,
 )
+PREPROCESS = Knob(
+    "what makes an input of something raw: image:28x28,gray or table:age,income or text:tokenizer.json or none or a "
+    ".toml or .json file; repeatable",
+    flag="--preprocess",
+    remembered=Remembered.PREPROCESS,
+)
+POSTPROCESS = Knob(
+    "what makes an answer of an output: softmax,top-k=3,labels=labels.txt or none or a .toml or .json file; repeatable",
+    flag="--postprocess",
+    remembered=Remembered.POSTPROCESS,
+)
 RTOL_TEXT = "largest difference allowed, relative to the spread of the output"
 ATOL = Knob("largest difference allowed, absolute", low=0)
 ALLOW_VACUOUS = Knob("accept outputs that do not depend on the input")

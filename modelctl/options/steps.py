@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from modelctl.chains import spelling
 from modelctl.errors import UsageError
 from modelctl.knobs import Knob, Options, Remembered, granted_threads
 from modelctl.options.access import AccessOptions
@@ -13,6 +14,8 @@ from modelctl.options.shared import (
     ATOL,
     DATA,
     PASSPHRASE,
+    POSTPROCESS,
+    PREPROCESS,
     PROVIDER,
     RTOL_TEXT,
     SIGNERS,
@@ -36,7 +39,14 @@ class ExportOptions(StepOptions):
     data: Annotated[str | None, DATA] = None
     allow_vacuous: Annotated[bool, ALLOW_VACUOUS] = False
     unsafe_pickle: Annotated[bool, Knob("load a pickle that can run code; only for files you made yourself")] = False
+    preprocess: Annotated[tuple[str, ...], PREPROCESS] = ()
+    postprocess: Annotated[tuple[str, ...], POSTPROCESS] = ()
     seed: Annotated[int, Knob("seed of the inputs that parity is checked on", low=0, high=2**32 - 1)] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        spelling.check("preprocess", self.preprocess)
+        spelling.check("postprocess", self.postprocess)
 
 
 @dataclass(frozen=True, kw_only=True)

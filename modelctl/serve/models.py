@@ -8,6 +8,8 @@ from modelctl.errors import UnsupportedError, UsageError
 from modelctl.graph.session import Session
 from modelctl.manifest import Manifest, TensorSpec
 from modelctl.options import ServeOptions
+from modelctl.processing import declared
+from modelctl.processing.declared import Declared
 from modelctl.progress import Progress, silent
 from modelctl.serve.batching import Pace, Runner
 from modelctl.serve.metrics import Board, Tally
@@ -30,6 +32,7 @@ class Model:
     pace: Pace
     tally: Tally
     row: int  # of the board that the tally stands on
+    declared: Declared | None = None  # what comes before and after it, where its manifest says so
 
     @cached_property
     def digest(self) -> str:
@@ -167,6 +170,7 @@ def ready(source: Opened, options: ServeOptions, board: Board, worker: int, row:
     for spec in (*session.inputs, *session.outputs):
         if datatype_of(spec.dtype) is None:
             raise UnsupportedError(f"{session.name}: {spec.name} is {spec.dtype}, which the protocol has no word for")
+    around = declared.of(payload, session.inputs, session.outputs)
     pace = warm_up(session, session.run)
     tally = board.tally(worker, row)
     runner = Runner(
@@ -188,4 +192,5 @@ def ready(source: Opened, options: ServeOptions, board: Board, worker: int, row:
         pace=pace,
         tally=tally,
         row=row,
+        declared=around,
     )

@@ -6,10 +6,14 @@
 The body is JSON: `{"inputs": {name: nested lists}}`; for a model with one input also `{"inputs": nested lists}` or the
 nested lists alone; or `{"instances": [row, …]}`, a row being nested lists or, with several inputs, `{name: nested
 lists}`. Shapes are those of the lists. The answer is `{"model": "name@sha256:…", "outputs": {name: nested lists}}`.
+With `Content-Type: application/msgpack` the body is the same in MessagePack, and so is the answer, unless `Accept` says
+otherwise. A model whose manifest declares what comes before and after it is asked as `declared` and `raw` tell.
 """
 
 from collections.abc import Iterable
 from functools import partial
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -27,7 +31,15 @@ QUERY_LIMIT_BYTES = 4096
 def routes(app: App) -> Iterable[Route]:
     """The routes of `/predict`."""
 
+    desk: list[Any] = []
+
     def bound(model: Model) -> Handler:
+        if model.declared is not None:
+            from modelctl.serve import declared
+
+            desk[:] = desk or [declared.Desk(app)]
+            return declared.handler(app, desk[0], model)
+
         def predict(request: Request) -> None:
             _predict(app, model, request)
 
@@ -50,10 +62,30 @@ def _named(app: App, query: bytes) -> str:
 
 
 def _predict(app: App, model: Model, request: Request) -> None:
-    app.run(model, read(parse_json(request.body), model), request, partial(_write, model))
+    kind = request.head.headers.get(b"content-type")
+    asked = packed().parse(request.body) if kind is not None and b"msgpack" in kind else parse_json(request.body)
+    app.run(model, read(asked, model), request, partial(write, model, request))
 
 
-def _write(model: Model, outputs: dict[str, Array]) -> Answer:
+def packed() -> ModuleType:
+    """The module of MessagePack, imported when somebody speaks it."""
+    return import_module("modelctl.serve.packed")
+
+
+def wants_packed(request: Request) -> bool:
+    """Whether a request wants its answer in MessagePack: as `Accept` says, else as it was sent itself."""
+    headers = request.head.headers
+    accept = headers.get(b"accept")
+    if accept is not None and accept != b"*/*":
+        return b"msgpack" in accept
+    kind = headers.get(b"content-type")
+    return kind is not None and b"msgpack" in kind
+
+
+def write(model: Model, request: Request, outputs: dict[str, Array]) -> Answer:
+    """The answer of a model after which nothing is declared."""
+    if wants_packed(request):
+        return Answer(packed().dumps({"model": model.told, "outputs": outputs}), packed().MSGPACK)
     told_of = {name: to_nested_json(outputs[name], _kind(model.outputs[name].dtype)) for name in model.outputs}
     return Answer(orjson.dumps({"model": model.told, "outputs": told_of}, option=orjson.OPT_SERIALIZE_NUMPY))
 

@@ -13,17 +13,21 @@ import onnx
 
 from modelctl import record
 from modelctl.artifact import Artifact, Payload, format_of
+from modelctl.chains import TOKENIZER_SUFFIX, Text, spelling
 from modelctl.data import Data, open_data
 from modelctl.errors import DataError, UnsupportedError, UsageError, missing_extra
 from modelctl.formats import onnx as onnx_format
-from modelctl.graph import clean, divergence, measure, parity
+from modelctl.graph import clean, divergence, measure, parity, raw_parity
 from modelctl.graph.closeness import Arrays
 from modelctl.graph.ranges import Range, integer_ranges
 from modelctl.graph.session import Session
 from modelctl.graph.signature import EXAMPLE, agree, parse_inputs
-from modelctl.making import Origin, create
+from modelctl.making import Draft, Origin, create
 from modelctl.manifest import TensorSpec
 from modelctl.options import ExportOptions
+from modelctl.processing import fitting
+from modelctl.processing.after import After
+from modelctl.processing.before import Before
 from modelctl.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -103,9 +107,24 @@ def export(source: Source, out: Path, options: ExportOptions, progress: Progress
         payload = onnx_format.written(draft.path)
         session = Session(payload, options.thread_count())
         draft.inputs, draft.outputs = session.inputs, session.outputs
+        tokenizer = _declare(draft, made_from, options)
         data = data if data is not None and data.inputs == found.inputs else _samples(options, found.inputs)
         proof = _prove(found, payload, session.run, data, options, progress)
+        if draft.preprocess:
+            before, after = Before(draft.preprocess, draft.inputs, tokenizer), After(draft.postprocess)
+            proof["raw"] = raw_parity.check(
+                before,
+                after,
+                found.reference,
+                session.run,
+                draft.inputs,
+                _tolerance(options),
+                name=out.name,
+                seed=options.seed,
+            )
         draft.metrics = _figures(payload, data, options, progress) | {"parity": proof}
+        if tokenizer is not None:
+            draft.path.with_name(out.name + TOKENIZER_SUFFIX).write_bytes(tokenizer)
     return Artifact.open(out)
 
 
@@ -164,7 +183,7 @@ def _prove(
     progress: Progress,
 ) -> dict[str, Any]:
     """The parity gate; see `graph.parity`."""
-    tolerance = parity.Tolerance(rtol=options.rtol, atol=options.atol, allow_vacuous=options.allow_vacuous)
+    tolerance = _tolerance(options)
 
     def explain(feeds: Arrays) -> str | None:
         return divergence.first_difference(
@@ -184,6 +203,33 @@ def _prove(
         samples=None if data is None else data.scored.inputs,
         progress=progress,
     )
+
+
+def _tolerance(options: ExportOptions) -> parity.Tolerance:
+    return parity.Tolerance(rtol=options.rtol, atol=options.atol, allow_vacuous=options.allow_vacuous)
+
+
+def _declare(draft: Draft, made_from: Origin, options: ExportOptions) -> bytes | None:
+    """What is declared before and after the model: as asked, else as its source has it; and the tokenizer, if any.
+
+    UsageError where it does not fit the inputs and outputs of the draft.
+    """
+    tokenizer = None
+    for parent in made_from.parents[:1]:
+        known = {entry.path: entry for entry in parent.manifest.files}
+        entry = known.get(parent.path.name + TOKENIZER_SUFFIX)
+        tokenizer = parent.file(entry).read_bytes() if entry is not None else None
+    if options.preprocess:
+        drafts = spelling.parse("preprocess", options.preprocess)
+        draft.preprocess = fitting.settled_before(drafts, draft.inputs)
+        texts = [one for one in drafts if "tokenizer" in one.files]
+        tokenizer = fitting.tokenizer_bytes(texts[0]) if texts else None
+    if options.postprocess:
+        drafts = spelling.parse("postprocess", options.postprocess)
+        draft.postprocess = fitting.settled_after(drafts, draft.preprocess, draft.inputs, draft.outputs)
+    fitting.check_before(draft.preprocess, draft.inputs)
+    fitting.check_after(draft.postprocess, draft.inputs, draft.outputs)
+    return tokenizer if any(isinstance(one, Text) for one in draft.preprocess) else None
 
 
 def _adopted(parent: Artifact, options: ExportOptions) -> _Found:
