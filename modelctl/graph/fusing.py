@@ -153,8 +153,27 @@ def _worth_folding(node: ir.Node) -> bool | None:
     if len(known) < len(sizes):
         few = sum(one.size for one in held) <= FEW_NUMBERS
         return None if few and node.op_type not in _SPREADING else False
-    freed = sum(one.const_value.nbytes for one in constants if one.const_value is not None and len(one.uses()) == 1)
-    return sum(known) <= freed + SLACK_BYTES
+    return sum(known) <= sum(_freed_by(node, one) for one in constants) + SLACK_BYTES
+
+
+def _freed_by(node: ir.Node, value: ir.Value) -> float:
+    """What of a constant is no longer needed once `node` is folded: its share, where all that reads it can be folded.
+
+    So are the gates of a recurrent layer cut out of one weight, and put together in another order.
+    """
+    readers = list(value.consumers())
+    if value.const_value is None or value.is_graph_output():
+        return 0
+    if len(readers) > 1:
+        if any(one is None or one.const_value is None for reader in readers for one in reader.inputs):
+            return 0
+        sizes = {id(reader): [_bytes_of(one) for one in reader.outputs] for reader in readers}
+        if any(one is None for each in sizes.values() for one in each):
+            return 0
+        total = sum(one for each in sizes.values() for one in each if one is not None)
+        mine = sum(one for one in sizes[id(node)] if one is not None)
+        return value.const_value.nbytes * mine / max(total, 1)
+    return value.const_value.nbytes
 
 
 def _bytes_of(value: ir.Value) -> int | None:

@@ -14,7 +14,7 @@ import onnx
 from onnxscript import optimizer
 
 from modelctl.formats import onnx as onnx_format
-from modelctl.graph import clean
+from modelctl.graph import clean, fusing
 from modelctl.graph.chatter import hushed
 
 MIN_OPSET = 13  # below it a DequantizeLinear has no axis
@@ -46,7 +46,7 @@ def prepare(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
 
 def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
     with hushed():
-        folded: onnx.ModelProto = optimizer.optimize(model)
+        folded: onnx.ModelProto = optimizer.optimize(fusing.fold(model))
     return folded
 
 

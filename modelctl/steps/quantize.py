@@ -15,7 +15,7 @@ from modelctl.formats import onnx as onnx_format
 from modelctl.graph import drawing, fixed_point, measure, unpacking, weights
 from modelctl.graph.prepare import small_convolutions
 from modelctl.graph.quantizing import frontier
-from modelctl.graph.quantizing.recipe import CHAINS, DYNAMIC, Recipe
+from modelctl.graph.quantizing.recipe import DYNAMIC, Recipe
 from modelctl.graph.quantizing.search import Search
 from modelctl.graph.quantizing.trials import Trials
 from modelctl.graph.quantizing.workshop import Workshop
@@ -119,7 +119,7 @@ class _Work:
         match options.chosen:
             case Method.STATIC:
                 calibration = options.calibration or Calibration.MINMAX
-                return [self._static(Recipe(**shared, calibration=calibration, smooth=bool(options.smooth)))]
+                return [self.workshop.usual(Recipe(**shared, calibration=calibration, smooth=bool(options.smooth)))]
             case Method.DYNAMIC:
                 return [replace(Recipe(**shared), types=options.op_types or DYNAMIC)]
             case Method.WEIGHT_ONLY:
@@ -127,15 +127,6 @@ class _Work:
             case Method.FLOAT16 | Method.BFLOAT16:
                 return [Recipe(**shared, form=form) for form in (Form.STORED, Form.BLOCKS)]
         return []
-
-    def _static(self, recipe: Recipe) -> Recipe:
-        """With the operator types that gain in most nets of this kind, but for the nodes that do not."""
-        if recipe.types:
-            return recipe
-        ready = self.workshop.ready
-        convolutional = any(node.op_type == "Conv" for node in ready.graph.node)
-        floats = (*small_convolutions(ready), *self.workshop.unfit, *recipe.floats)
-        return replace(recipe, types=(*CHAINS, "Add") if convolutional else CHAINS, floats=floats)
 
     def _searched(self, asked: list[Recipe]) -> tuple[onnx.ModelProto, dict[str, Any]]:
         """The best of what is asked for, or of all."""

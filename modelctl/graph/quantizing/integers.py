@@ -148,8 +148,12 @@ def _tidied(model: onnx.ModelProto) -> onnx.ModelProto:
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:], graph.value_info[:], model.metadata_props[:]
     graph.initializer.extend(sorted(kept, key=lambda tensor: tensor.name))
-    for node in graph.node:
+    called: set[str] = set()
+    for place, node in enumerate(graph.node):
         node.doc_string = ""
+        if node.name in called:  # in a graph that held such pairs before
+            node.name = f"{node.name}_{place}"
+        called.add(node.name)
     for tensor in graph.initializer:
         tensor.doc_string = ""
     return model

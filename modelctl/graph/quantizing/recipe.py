@@ -16,10 +16,11 @@ CHAINS = (
     *PRODUCTS,
     *("Relu", "Clip", "MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"),
 )
+USUAL = (*CHAINS, "Add")  # gains in most convolutional nets, and is tried first
 SUMS = (*CHAINS, "Add", "Concat", "GlobalAveragePool", "AveragePool")
 ALL = (*SUMS, "Mul", "Sigmoid", "LeakyRelu", "Softmax", "Resize", "Split", "Pad", "Gather")
 DYNAMIC = ("MatMul", "Gemm", "LSTM")
-_SETS = {PRODUCTS: "products", CHAINS: "chains", SUMS: "sums", ALL: "all"}
+_SETS = {PRODUCTS: "products", CHAINS: "chains", USUAL: "usual", SUMS: "sums", ALL: "all"}
 
 
 @dataclass(frozen=True, kw_only=True)

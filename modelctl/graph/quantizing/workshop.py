@@ -18,10 +18,10 @@ from modelctl.formats import onnx as onnx_format
 from modelctl.graph import calibration, halves, histograms, sensitivity, smoothing, unpacking, weight_only, weights
 from modelctl.graph.blocks import Decision
 from modelctl.graph.histograms import Histogram, Range
-from modelctl.graph.prepare import prepare, products
+from modelctl.graph.prepare import prepare, products, small_convolutions
 from modelctl.graph.quantizing import integers
 from modelctl.graph.quantizing.explain import stored
-from modelctl.graph.quantizing.recipe import ALL, CHAINS, HALVES, INTEGER_METHODS, PRODUCTS, SUMS, Recipe
+from modelctl.graph.quantizing.recipe import ALL, CHAINS, HALVES, INTEGER_METHODS, PRODUCTS, SUMS, USUAL, Recipe
 from modelctl.graph.sensitivity import Harm
 from modelctl.graph.session import Session, Tensors
 from modelctl.graph.weight_only import Form
@@ -141,6 +141,14 @@ class Workshop:
             if node.op_type in PRODUCTS and stored(makers.get(node.input[1]), makers, held) is not None:
                 found[node.name] = "is quantized already"
         return found
+
+    def usual(self, recipe: Recipe) -> Recipe:
+        """The recipe, with the operator types that gain in most nets of this kind, but for the nodes that do not."""
+        if recipe.types:
+            return recipe
+        types = USUAL if self.convolutional else CHAINS
+        floats = dict.fromkeys((*small_convolutions(self.ready), *self.unfit, *recipe.floats))
+        return replace(recipe, types=types, floats=tuple(floats))
 
     def make(self, recipe: Recipe) -> tuple[onnx.ModelProto, Recipe]:
         """The graph as the recipe says, known to load, and the recipe that was carried out.

@@ -1,5 +1,6 @@
 """What is tried, what is kept, and why; on nets so small that speed tells little: what is asked of it is allowed."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from modelctl.data.samples import Samples
 from modelctl.graph.latency import Speedup
 from modelctl.graph.measure import Trial
 from modelctl.graph.quantizing import trials as trials_room
-from modelctl.graph.quantizing.recipe import CHAINS, Recipe
+from modelctl.graph.quantizing.recipe import CHAINS, SUMS, Recipe
 from modelctl.graph.quantizing.search import Search
 from modelctl.graph.quantizing.trials import Trials, Tried
 from modelctl.graph.quantizing.workshop import Workshop
@@ -104,6 +105,16 @@ def test_the_best_is_what_was_asked_for(
     search.tried = {one.recipe: one for one in (tried(**row) for row in rows)}
     found = search.best
     assert (found and found.recipe.floats[0]) == wanted
+
+
+def test_what_seemed_fast_by_chance_is_timed_again(tmp_path: Path) -> None:
+    search = searching(nets.convolutional(), pictures(60), tmp_path)
+    lucky, plain = (Recipe(method=Method.STATIC, types=types) for types in (CHAINS, SUMS))
+    by_chance = Speedup(90.0, 89.0, 91.0)
+    search.tried = {one: replace(tried(), recipe=one, speedup=by_chance) for one in (lucky, plain)}
+    found = search.run([lucky])
+    assert found is not None and found.speed < 30
+    assert all(one.speedup == found.speedup for one in search.tried.values())  # which were taken to be as fast
 
 
 def test_the_best_keeps_the_budget_and_every_candidate_is_told(tmp_path: Path) -> None:
