@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -123,6 +124,7 @@ class Running:
 
     process: subprocess.Popen[str]
     url: str
+    trust: ssl.SSLContext | None = None  # of a server over TLS
 
     @property
     def port(self) -> int:
@@ -132,6 +134,8 @@ class Running:
 
     def connect(self) -> http.client.HTTPConnection:
         """A new connection."""
+        if self.trust is not None:
+            return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=30, context=self.trust)
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
 
     def ask(self, path: str, body: Any = None, method: str | None = None, **headers: str) -> Answer:
@@ -173,17 +177,30 @@ def ask(
 
 
 @contextmanager
-def running(sources: Sequence[Path | str], *flags: str, folder: Path | None = None) -> Iterator[Running]:
+def running(
+    sources: Sequence[Path | str],
+    *flags: str,
+    folder: Path | None = None,
+    trust: ssl.SSLContext | None = None,
+    **environment: str,
+) -> Iterator[Running]:
     """A server of these models on a free port, ended when the block ends."""
     command = [sys.executable, "-m", "modelctl", "serve", *map(str, sources), "--port", "0", *flags]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, env={**os.environ}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env={**os.environ, **environment},
     )
     assert process.stdout is not None
     line = process.stdout.readline()
-    server = Running(process, line.removeprefix("ready ").strip())
+    server = Running(process, line.removeprefix("ready ").strip(), trust)
     try:
-        assert line.startswith("ready http://127.0.0.1:"), process.communicate(timeout=10)[1]
+        assert line.startswith(f"ready http{'s' if '--tls-cert' in flags else ''}://127.0.0.1:"), process.communicate(
+            timeout=10
+        )[1]
         yield server
     finally:
         if process.poll() is None:

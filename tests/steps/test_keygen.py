@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from modelctl.crypto import keys
-from modelctl.errors import UsageError
-from modelctl.options import KeygenOptions, KeyType
+from modelctl.crypto import api_keys, keys
+from modelctl.errors import KeyFileError, UsageError
+from modelctl.options import KeygenOptions, KeyType, May
 from modelctl.steps.keygen import keygen
 
 
@@ -68,3 +68,46 @@ def test_command_tells_where_and_what_but_not_the_secret(tmp_path: Path) -> None
         again = subprocess.run(argv, capture_output=True, text=True, check=False)
         assert (again.returncode, again.stdout) == (2, "")
         assert again.stderr.startswith(f"modelctl: error: {out}: stands already")
+
+
+def test_an_api_key_is_its_owners_and_the_server_gets_its_hash(tmp_path: Path) -> None:
+    report = keygen(tmp_path / "alice.key", KeygenOptions(type=KeyType.API, models=("d*",), mays=(May.LOAD,), rate=5))
+    key = (tmp_path / "alice.key").read_text().strip()
+    assert stat.S_IMODE((tmp_path / "alice.key").stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "keys.toml").stat().st_mode) == 0o600
+    text, known = api_keys.read(tmp_path / "keys.toml")
+    assert key not in text
+    assert key not in str(report.facts)
+    assert known["alice"].hash == report.facts["id"] == api_keys.hash_of(key.encode())
+    assert (known["alice"].models, known["alice"].may, known["alice"].rate) == (("d*",), (May.LOAD,), 5.0)
+
+
+def test_an_api_key_is_added_to_what_stands_in_the_file(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    place = tmp_path / "etc" / "server.toml"
+    place.write_text("# mine\n")
+    place.chmod(0o640)
+    for name in ("a", "b"):
+        keygen(tmp_path / f"{name}.key", KeygenOptions(type=KeyType.API, keys=place, name=f"{name}@x"))
+    text, known = api_keys.read(place)
+    assert text.startswith("# mine\n")
+    assert list(known) == ["a@x", "b@x"]
+    assert stat.S_IMODE(place.stat().st_mode) == 0o640
+    with pytest.raises(UsageError, match="knows a key of a@x already"):
+        keygen(tmp_path / "c.key", KeygenOptions(type=KeyType.API, keys=place, name="a@x"))
+    with pytest.raises(UsageError, match="stands already"):
+        keygen(tmp_path / "a.key", KeygenOptions(type=KeyType.API, keys=place, name="c"))
+    place.write_text("[broken")
+    with pytest.raises(KeyFileError, match="not a file of keys"):
+        keygen(tmp_path / "c.key", KeygenOptions(type=KeyType.API, keys=place))
+    assert not (tmp_path / "c.key").exists()
+    assert place.read_text() == "[broken"
+
+
+def test_what_is_said_of_an_api_key_is_of_no_other(tmp_path: Path) -> None:
+    for options in ({"rate": 1.0}, {"models": ("x",)}, {"mays": (May.LOAD,)}, {"name": "x"}):
+        with pytest.raises(UsageError, match="are of an api key"):
+            KeygenOptions(**options)  # type: ignore[arg-type]
+    with pytest.raises(KeyFileError, match="is no name of a key"):
+        keygen(tmp_path / "a b.key", KeygenOptions(type=KeyType.API))
+    assert list(tmp_path.iterdir()) == []
