@@ -28,6 +28,7 @@ COMMANDS = (
     "distill",
     "train",
     "eval",
+    "predict",
     "encrypt",
     "decrypt",
     "keygen",

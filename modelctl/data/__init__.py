@@ -1,9 +1,10 @@
 """Where samples come from: one reader a file, chosen by what the reference points at, and how they are split.
 
 A reference is `path#split=train|test,limit=N,target=column`. A folder holds IDX files, which come split, or shards,
-`.npz` files that are one set in the order of their names. All else is split 80/10/10 by the seed: an `.npz`, shards, a
-table (`.csv`, `.parquet`), or what a function `module:function` of the user's project gives. Files are not read before
-it is asked for, and nothing is read twice into memory; inputs that are too large for it stay in files (`rows.py`).
+`.npz` files that are one set in the order of their names, or a folder of pictures for each class (`pictures.py`). All
+else is split 80/10/10 by the seed: an `.npz`, shards, a table (`.csv`, `.parquet`), pictures that do not come split, or
+what a function `module:function` of the user's project gives. Files are not read before it is asked for, and nothing is
+read twice into memory; inputs that are too large for it stay in files (`rows.py`).
 """
 
 from collections.abc import Sequence
@@ -12,10 +13,12 @@ from functools import cached_property
 from pathlib import Path
 
 from modelctl import digests
-from modelctl.data import idx, npz, stream, table
+from modelctl.data import idx, npz, pictures, stream, table
 from modelctl.data.samples import Samples, checked
 from modelctl.errors import DataError
 from modelctl.manifest import TensorSpec
+from modelctl.processing.after import labels_of
+from modelctl.processing.declared import Declared
 from modelctl.record import DataRef
 
 __all__ = ["Data", "Samples", "open_data"]
@@ -41,6 +44,7 @@ class Data:
     inputs: tuple[TensorSpec, ...]
     seed: int
     columns: tuple[str, ...] = ()
+    declared: Declared | None = None
     _read: dict[str, Samples] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -82,18 +86,32 @@ class Data:
         """All samples of `train` or `test`, as the file holds them."""
         if self._comes_split:
             if split not in self._read:
-                self._read[split] = idx.read(self.ref.path, split, self._only_input)
+                self._read[split] = self._split_of_folder(split)
             return self._read[split]
         train, _, test = self._dealt(self._file(), HELD_OUT, HELD_OUT)
         return {"train": train, "test": test}[split]
 
+    def _split_of_folder(self, split: str) -> Samples:
+        if _is_idx(self.ref):
+            return idx.read(self.ref.path, split, self._only_input)
+        return self._pictures(self.ref.path / split)
+
+    def _pictures(self, folder: Path) -> Samples:
+        if self.columns:
+            raise DataError(f"{folder}: has no column {self.columns[0]!r}: it holds pictures and their classes only")
+        after = None if self.declared is None else self.declared.after
+        return pictures.read(folder, None if self.declared is None else self.declared.before, labels_of(after))
+
     def _file(self) -> Samples:
         if "" not in self._read:
             names, path = [spec.name for spec in self.inputs], self.ref.path
-            if path.is_dir():
+            before = None if self.declared is None else self.declared.before
+            if _is_pictures(self.ref):
+                self._read[""] = self._pictures(path)
+            elif path.is_dir():
                 self._read[""] = npz.read_shards(_shards(path), names, self.columns)
             elif path.suffix.lower() in table.SUFFIXES:
-                self._read[""] = table.read(path, self.inputs, self.columns, self.ref.target)
+                self._read[""] = table.read(path, self.inputs, self.columns, self.ref.target, before)
             else:
                 self._read[""] = npz.read(path, names, self.columns)
         return self._read[""]
@@ -101,11 +119,11 @@ class Data:
     def _ready(self, found: Samples) -> Samples:
         """Few enough, and as the model takes them."""
         found = found.first(self.ref.limit)
-        return checked(idx.scaled(found) if self._comes_split else found, self.inputs, self.name)
+        return checked(idx.scaled(found) if _is_idx(self.ref) else found, self.inputs, self.name)
 
     @property
     def _comes_split(self) -> bool:
-        return _is_idx(self.ref)
+        return _is_idx(self.ref) or (_is_pictures(self.ref) and pictures.comes_split(self.ref.path))
 
     @property
     def _only_input(self) -> str:
@@ -114,9 +132,16 @@ class Data:
         return self.inputs[0].name
 
 
-def open_data(text: str, inputs: Sequence[TensorSpec], seed: int, columns: Sequence[str] = ()) -> Data:
+def open_data(
+    text: str,
+    inputs: Sequence[TensorSpec],
+    seed: int,
+    columns: Sequence[str] = (),
+    declared: Declared | None = None,
+) -> Data:
     """The data that a `--data` value means, for a model with these inputs; DataError if there are none to be read.
 
+    What is raw goes through what the model `declared`: a folder of pictures, a table of cells.
     Its digest is that of exactly the files that the reference selects; of a function, which is called here, that of the
     samples that it gives.
     """
@@ -129,8 +154,8 @@ def open_data(text: str, inputs: Sequence[TensorSpec], seed: int, columns: Seque
         raise DataError(f"{ref.path}: #target= names a column of a table, .csv or .parquet; labels are 'y' here")
     if ref.is_code:
         found, sha256 = stream.read(str(ref.path), [spec.name for spec in inputs], columns, ref.limit)
-        return Data(str(ref.path), sha256, ref, tuple(inputs), seed, tuple(columns), {"": found})
-    return Data(str(ref.path), digests.of_files(_files(ref)), ref, tuple(inputs), seed, tuple(columns))
+        return Data(str(ref.path), sha256, ref, tuple(inputs), seed, tuple(columns), None, {"": found})
+    return Data(str(ref.path), digests.of_files(_files(ref)), ref, tuple(inputs), seed, tuple(columns), declared)
 
 
 def _files(ref: DataRef) -> list[tuple[str, str]]:
@@ -138,6 +163,10 @@ def _files(ref: DataRef) -> list[tuple[str, str]]:
     if _is_idx(ref):
         splits = [ref.split] if ref.split else list(idx.SPLITS)
         return [(file.name, digests.of_file(file)) for split in splits for file in idx.files(path, split)]
+    if _is_pictures(ref):
+        places = [path / ref.split if ref.split else path / split for split in pictures.SPLITS]
+        held = [file for place in (places if pictures.comes_split(path) else [path]) for file in pictures.files(place)]
+        return [(file.relative_to(path).as_posix(), digests.of_file(file)) for file in dict.fromkeys(held)]
     if path.is_dir():
         return [(file.name, digests.of_file(file)) for file in _shards(path)]
     if path.suffix.lower() not in (".npz", *table.SUFFIXES):
@@ -148,8 +177,15 @@ def _files(ref: DataRef) -> list[tuple[str, str]]:
 
 
 def _is_idx(ref: DataRef) -> bool:
-    """Whether it is a folder in MNIST's layout: any that holds no `.npz` is taken for one."""
-    return not ref.is_code and ref.path.is_dir() and not _shards(ref.path)
+    """Whether it is a folder in MNIST's layout: any that holds no `.npz`, nor pictures, is taken for one."""
+    return not ref.is_code and ref.path.is_dir() and not _shards(ref.path) and not _is_pictures(ref)
+
+
+def _is_pictures(ref: DataRef) -> bool:
+    """Whether it is a folder with a folder of pictures for each class, and no other samples."""
+    if ref.is_code or not ref.path.is_dir() or _shards(ref.path):
+        return False
+    return not any("-ubyte" in file.name for file in ref.path.iterdir()) and pictures.is_folder(ref.path)
 
 
 def _shards(folder: Path) -> list[Path]:

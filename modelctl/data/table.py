@@ -3,7 +3,8 @@
 A `.csv` file is UTF-8 text as RFC 4180 has it, its first line the names of the columns, numbers as Python reads them.
 Columns named as the model's inputs are these, each [N] or [N, 1]. For a model of one input [N, K] of another name the
 columns in their order are its K numbers, but for the label, and for those by which samples are grouped unless it takes
-them to make K. Labels are classes where all of them are whole numbers.
+them to make K. Labels are classes where all of them are whole numbers. Where the table has all the columns that a model
+declares to take raw, its cells go through what is declared.
 """
 
 import csv
@@ -18,6 +19,8 @@ from modelctl.data.samples import LABELS, Array, Samples
 from modelctl.data.spool import Gathering
 from modelctl.errors import DataError, missing_extra
 from modelctl.manifest import TensorSpec
+from modelctl.processing.before import Before
+from modelctl.processing.tables import number
 
 SUFFIXES = (".csv", ".parquet")
 ROWS = 4096  # read together
@@ -26,8 +29,14 @@ LIMIT_LINE = 16 << 20  # characters
 Portion = Mapping[str, Sequence[Any]]
 
 
-def read(path: Path, inputs: Sequence[TensorSpec], columns: Sequence[str] = (), target: str | None = None) -> Samples:
-    """The table's rows for a model of these inputs; DataError.
+def read(
+    path: Path,
+    inputs: Sequence[TensorSpec],
+    columns: Sequence[str] = (),
+    target: str | None = None,
+    before: Before | None = None,
+) -> Samples:
+    """The table's rows for a model of these inputs, through `before` where they have its columns; DataError.
 
     `target` names the column of labels, by default `y` where there is one; `columns` are read beside them.
     """
@@ -36,16 +45,30 @@ def read(path: Path, inputs: Sequence[TensorSpec], columns: Sequence[str] = (), 
         if name not in known:
             raise DataError(f"{path}: has no column {name!r}; its columns: {', '.join(known[:8])}")
     label = target or (LABELS if LABELS in known else None)
-    taken = _taken(path, inputs, columns, label, known)
+    raw = before if before is not None and before.columns and before.columns <= set(known) else None
+    taken = {} if raw is not None else _taken(path, inputs, columns, label, known)
     gathering, labels = Gathering(str(path), [spec.name for spec in inputs], columns), []
     for portion in portions:
         row = gathering.count + 1
-        batch = {spec.name: _input(path, spec, {name: portion[name] for name in taken[spec.name]}, row)
-                 for spec in inputs}  # fmt: skip
+        batch = _raw(path, raw, portion, row) if raw is not None else {
+            spec.name: _input(path, spec, {name: portion[name] for name in taken[spec.name]}, row) for spec in inputs
+        }  # fmt: skip
         gathering.add(batch | {name: np.array(list(map(str, portion[name]))) for name in columns})
         if label is not None:
             labels.append(_label(path, label, portion[label], row))
     return replace(gathering.samples(), labels=np.concatenate(labels) if labels else None)
+
+
+def _raw(path: Path, before: Before, portion: Portion, row: int) -> dict[str, Array]:
+    """The inputs out of raw cells; the first row is number `row`."""
+    names = sorted(before.columns)
+    numbers = before.numbers
+    rows = [
+        {name: number(cell) if name in numbers and isinstance(cell, str) else cell
+         for name, cell in zip(names, cells, strict=True)}
+        for cells in zip(*(portion[name] for name in names), strict=True)
+    ]  # fmt: skip
+    return before.feeds(rows, [f"{path}: row {place}" for place in range(row, row + len(rows))])
 
 
 def _taken(

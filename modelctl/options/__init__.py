@@ -26,6 +26,7 @@ from modelctl.options.compression import DistillOptions as DistillOptions
 from modelctl.options.compression import OptimizeOptions as OptimizeOptions
 from modelctl.options.compression import PruneOptions as PruneOptions
 from modelctl.options.compression import TrainOptions as TrainOptions
+from modelctl.options.predicting import PredictOptions as PredictOptions
 from modelctl.options.quantizing import QuantizeOptions as QuantizeOptions
 from modelctl.options.shared import MeasuredOptions as MeasuredOptions
 from modelctl.options.shared import OpeningOptions as OpeningOptions

@@ -49,6 +49,13 @@ class After:
         return list(held)
 
 
+def labels_of(after: After | None) -> tuple[str, ...]:
+    """The labels of a model's classes, where it declares some."""
+    entries = () if after is None else after.entries
+    named = (one.labels for one in entries if isinstance(one, chains.Argmax | chains.TopK | chains.Threshold))
+    return next(filter(None, named), ())
+
+
 def _numbers(entry: chains.Softmax | chains.Sigmoid | chains.Pool | chains.Normalize, x: Array, feeds: Any) -> Array:
     """What an entry makes of numbers that is still numbers."""
     with np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore"):

@@ -80,9 +80,27 @@ class Before:
 
         return Taken(feeds, all(part.quick for part in parts))
 
-    def feeds(self, instances: Sequence[Any]) -> Feeds:
-        """Instances as tensors by the input's name."""
-        return self.taken(instances).feeds()
+    def feeds(self, instances: Sequence[Any], places: Sequence[str] = ()) -> Feeds:
+        """Instances as tensors by the input's name; a DataError names the place of the one that is wrong."""
+        try:
+            return self.taken(instances).feeds()
+        except DataError:
+            for one, place in zip(instances, places, strict=False):
+                try:
+                    self.taken([one]).feeds()
+                except DataError as error:
+                    raise DataError(f"{place}: {error.message}") from error
+            raise
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The names of the cells of a row, where rows are all that is taken; else none."""
+        return self._columns if not self._fields else frozenset()
+
+    @property
+    def numbers(self) -> frozenset[str]:
+        """The names of the cells that are numbers."""
+        return frozenset(one.name for table in self._tables for one in table.columns if isinstance(one, chains.Number))
 
     def _check_names(self, instance: Any) -> None:
         known = sorted(self._fields | self._columns)

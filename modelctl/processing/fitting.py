@@ -18,6 +18,7 @@ from modelctl.processing.before import Before
 
 _IDS = ("input_ids", "ids", "tokens")
 _FLOATS = ("float32", "float64", "float16", "bfloat16")
+_NUMBERS = frozenset({*_FLOATS, *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))})
 
 
 def settled_before(drafts: Sequence[Draft], inputs: Sequence[TensorSpec]) -> tuple[chains.Preprocess, ...]:
@@ -129,6 +130,8 @@ def check_before(entries: Sequence[chains.Preprocess], inputs: Sequence[TensorSp
 
 def _check_shape(entry: chains.Preprocess, specs: dict[str, TensorSpec]) -> None:
     spec = specs[entry.input]
+    if spec.dtype not in _NUMBERS:
+        raise UsageError(f"--preprocess: makes numbers, and the model takes {_told(spec)}")
     if isinstance(entry, chains.Image):
         from modelctl.processing.images import row_shape
 
@@ -145,8 +148,6 @@ def _check_shape(entry: chains.Preprocess, specs: dict[str, TensorSpec]) -> None
             ):  # fmt: skip
                 told = f"int64[N,{fixed or 'up to ' + str(entry.max_length)}]"
                 raise UsageError(f"--preprocess text: makes {told}, and the model takes {_told(specs[name])}")
-    if not isinstance(entry, chains.Text) and not spec.dtype.startswith(("float", "bfloat16", "int", "uint")):
-        raise UsageError(f"--preprocess: makes numbers, and the model takes {_told(spec)}")
 
 
 def _check_fits(what: str, row: tuple[int, ...], spec: TensorSpec) -> None:

@@ -106,13 +106,7 @@ def _form(body: bytes, content_type: bytes, before: Before) -> list[Any]:
 def _instance(fields: list[Part], before: Before) -> dict[str, Any]:
     """One instance out of the fields of a form."""
     pictures = {one.input for one in before.entries if isinstance(one, chains.Image)}
-    numbers = {
-        column.name
-        for one in before.entries
-        if isinstance(one, chains.Table)
-        for column in one.columns
-        if isinstance(column, chains.Number)
-    }
+    numbers = before.numbers
     found: dict[str, Any] = {}
     for one in fields:
         if one.name in found:

@@ -1,0 +1,204 @@
+"""`predict`: what a model answers to raw inputs, through what its manifest declares before and after it."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from modelctl import chains
+from modelctl.artifact import Artifact, Payload
+from modelctl.data import npz
+from modelctl.data.pictures import SUFFIXES
+from modelctl.data.samples import Array, Samples, checked
+from modelctl.errors import DataError, UsageError
+from modelctl.formats import onnx as onnx_format
+from modelctl.graph.session import Session
+from modelctl.options import PredictOptions
+from modelctl.processing import declared, tables
+from modelctl.processing.before import Before
+from modelctl.progress import Progress, silent
+from modelctl.report import Report
+
+TOGETHER = 64
+LIMIT_FILE_BYTES = 64 << 20
+MOST_NUMBERS = 8  # of a vector that a person is shown
+_DECLARE = "modelctl export model.onnx --preprocess image:28x28,gray --postprocess softmax,top-k=3 -o declared.onnx"
+
+Feeds = dict[str, Array]
+
+
+def predict(model: Artifact, inputs: Sequence[str], options: PredictOptions, progress: Progress = silent) -> Report:
+    """`{"model": "name@sha256:…", "inputs": [place, …], "predictions": [prediction, …]}`, one for each instance.
+
+    UsageError for an input that is neither a file nor what the model takes itself, DataError for one that is not sound;
+    UnsupportedError for what is not onnx, or an extra that is missing; of a sealed model, what `envelope.open_sealed`
+    raises.
+    """
+    payload = _opened(model, options, progress)
+    session = Session(payload, options.thread_count(), options.provider)
+    around = declared.of(payload, session.inputs, session.outputs)
+    before, after = (None, None) if around is None else (around.before, around.after)
+    places: list[str] = []
+    found: list[Any] = []
+    for where, feeds in _asked(inputs, before, session):
+        progress.advance("predicting", len(places), None)
+        outputs = session.run(feeds)
+        rows = _rows(outputs, where) if after is None else after.predictions(outputs, feeds)
+        if len(rows) != len(where):
+            raise DataError(f"{where[0]}: {len(where)} instances were answered by {len(rows)} rows")
+        places += where
+        found += [_plain(row) for row in rows]
+    facts = {"model": f"{model.name}@sha256:{payload.manifest.digest}", "inputs": places, "predictions": found}
+    lines = [f"{place}  {_told(one)}" for place, one in zip(places, found, strict=True)]
+    return Report(subject=str(model.path), facts=facts, lines=tuple(lines))
+
+
+def _opened(model: Artifact, options: PredictOptions, progress: Progress) -> Payload:
+    if model.manifest.format == "sealed":
+        from modelctl.crypto import envelope, keys
+
+        payload = envelope.open_sealed(model, keys.opening(options), progress=progress)
+    else:
+        payload = model.load()
+    onnx_format.refuse_other(payload.manifest, model.path, "predict")
+    return payload
+
+
+def _asked(inputs: Sequence[str], before: Before | None, session: Session) -> Iterator[tuple[list[str], Feeds]]:
+    """Tensors, and of each of their rows where it comes from; raw instances some at a time."""
+    waiting: list[tuple[str, Any]] = []
+    for text in inputs:
+        if text.endswith(".npz") or before is None:
+            yield from _batches(text, _tensors(text, session), session)
+            continue
+        waiting += _instances(text, before)
+        while len(waiting) >= TOGETHER:
+            yield _together(waiting[:TOGETHER], before)
+            del waiting[:TOGETHER]
+    if waiting and before is not None:
+        yield _together(waiting, before)
+
+
+def _together(instances: list[tuple[str, Any]], before: Before) -> tuple[list[str], Feeds]:
+    places = [place for place, _ in instances]
+    return places, before.feeds([one for _, one in instances], places)
+
+
+def _instances(text: str, before: Before) -> list[tuple[str, Any]]:
+    """The raw instances that an argument means, each with the place that it comes from."""
+    path = Path(text)
+    suffix = path.suffix.lower()
+    if not _is_file(path):
+        return [(_short(text), _typed(text, before))]
+    if path.stat().st_size > LIMIT_FILE_BYTES:
+        raise DataError(f"{path}: is larger than {LIMIT_FILE_BYTES} bytes")
+    data = path.read_bytes()
+    if suffix in SUFFIXES or (before.kinds == ["image"] and suffix not in (".json", ".jsonl")):
+        return [(text, data)]
+    try:
+        written = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text") from error
+    if suffix == ".csv":
+        held = [one for one in before.entries if isinstance(one, chains.Table)]
+        rows: list[Any] = tables.of_csv(written, held)
+    elif suffix == ".jsonl":
+        rows = [_json(line, path) for line in written.splitlines() if line.strip()]
+    elif suffix == ".json":
+        told = _json(written, path)
+        rows = told.get("instances", [told]) if isinstance(told, dict) else told if isinstance(told, list) else [told]
+    else:
+        return [(text, written.rstrip("\n"))]
+    return [(f"{text}[{place}]" if len(rows) > 1 else text, row) for place, row in enumerate(rows)]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a text is longer than a name can be
+        return False
+
+
+def _typed(text: str, before: Before) -> Any:
+    """An instance that was typed itself: a text, or what JSON says."""
+    if text.lstrip().startswith(("{", "[")):
+        return _json(text, _short(text))
+    if before.kinds == ["text"]:
+        return text
+    raise UsageError(f"{_short(text)}: no such file")
+
+
+def _json(text: str, where: object) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON: {error}") from error
+
+
+def _tensors(text: str, session: Session) -> Samples:
+    """What an .npz file holds by the names of the inputs, or JSON says: rows, or an object by those names."""
+    if text.endswith(".npz"):
+        return checked(npz.read(Path(text), [one.name for one in session.inputs], ()), session.inputs, text)
+    path = Path(text)
+    is_json = text.endswith(".json") and _is_file(path)
+    if not is_json and not text.lstrip().startswith(("{", "[")):
+        raise UsageError(f"{_short(text)}: {session.name} declares nothing that makes its input of that", _DECLARE)
+    told = _json(path.read_text(), text) if is_json else _json(text, _short(text))
+    given: Mapping[str, Any] = told if isinstance(told, dict) else {session.inputs[0].name: told}
+    if set(given) != {one.name for one in session.inputs}:
+        raise DataError(f"{_short(text)}: the model takes {', '.join(one.name for one in session.inputs)}")
+    try:
+        held = {one.name: np.array(given[one.name], getattr(ml_dtypes, one.dtype, one.dtype)) for one in session.inputs}
+    except (ValueError, TypeError, OverflowError) as error:
+        raise DataError(f"{_short(text)}: is not numbers that the model takes") from error
+    return checked(Samples(held), session.inputs, _short(text))
+
+
+def _batches(text: str, held: Samples, session: Session) -> Iterator[tuple[list[str], Feeds]]:
+    fixed = next((one.shape[0] for one in session.inputs if isinstance(one.shape[0], int)), None)
+    first = 0
+    for batch in held.batches(fixed or TOGETHER):
+        yield [f"{_short(text)}[{first + place}]" for place in range(len(batch))], dict(batch.inputs)
+        first += len(batch)
+
+
+def _rows(outputs: Mapping[str, Array], where: Sequence[str]) -> list[Any]:
+    """What each row of the outputs is; an object by their names where there are several."""
+    if any(one.ndim == 0 or len(one) != len(where) for one in outputs.values()):
+        raise DataError(f"{where[0]}: the outputs have not a row for each instance")
+    if len(outputs) == 1:
+        return list(next(iter(outputs.values())))
+    return [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]
+
+
+def _plain(value: Any) -> Any:
+    """A prediction as JSON has it; a number with as many digits as tell it apart."""
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, np.ndarray):
+        return [_plain(one) for one in value] if value.ndim else _plain(value[()])
+    if isinstance(value, np.floating) or type(value) is ml_dtypes.bfloat16:
+        return float(str(value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _told(value: Any) -> str:
+    """A prediction for a person."""
+    if isinstance(value, dict) and "score" in value:
+        return f"{value.get('label', value.get('index'))} {value['score']:.4g}"
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {_told(one)}" for name, one in value.items())
+    if isinstance(value, list):
+        held = [_told(one) for one in value[:MOST_NUMBERS]]
+        left = len(value) - len(held)
+        return ", ".join([*held, *([f"… {left} more"] if left else [])]) or "none"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:60] + "…"
