@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from modelctl.serve import schemas
+from modelctl.serve import raw_schemas, schemas
 from modelctl.serve.models import Model
 from modelctl.serve.schemas import Schema
+from modelctl.serve.tensorflow import answers
 
 JSON = "application/json"
 TEXT = "text/plain"
@@ -37,6 +38,8 @@ class Operation:
     parameters: tuple[Schema, ...] = ()
     statuses: tuple[str, ...] = NO_MODEL
     also: tuple[tuple[str, Schema], ...] = ()  # further answers, by status
+    open: bool = False  # to everybody, even where callers are asked who they are
+    only: Callable[[Model], bool] = bool  # models that can be asked so
 
 
 def _json(schema: Schema) -> Content:
@@ -60,13 +63,14 @@ def _infer_answer(model: Model) -> Content:
 
 
 def _predict_body(model: Model) -> Content:
-    return _with_examples(model, {"$ref": schemas.ref(model, "PredictRequest")}, "inputs", "instances")
+    if model.declared is not None:
+        return raw_schemas.request(model)
+    tensors = {"$ref": schemas.ref(model, "PredictRequest")}
+    return {**_with_examples(model, tensors, "inputs", "instances"), raw_schemas.MSGPACK: {"schema": {}}}
 
 
 def _predict_answer(model: Model) -> Content:
-    outputs = schemas.named(model.outputs, answered=True)
-    properties = {"model": {"$ref": "#/components/schemas/ModelDigest"}, "outputs": outputs}
-    return _json({"type": "object", "required": list(properties), "properties": properties})
+    return {**_json(raw_schemas.answer(model)), raw_schemas.MSGPACK: {"schema": {}}}
 
 
 def _with_examples(model: Model, schema: Schema, *keys: str) -> Content:
@@ -141,8 +145,10 @@ _VERBS = {
 def _operations() -> Iterator[Operation]:
     server = _object("name", "version", "extensions", name=_WORD, version=_WORD, extensions={"type": "array"})
     yield _get("/v2", "server", "server", "What the server is", server)
-    yield _get("/v2/health/live", "server", "live", "Whether the server answers", _object("live", live=_FLAG))
-    yield _get("/v2/health/ready", "server", "ready", "Whether it takes requests", _READY, also=_NOT_READY)
+    yield _get(
+        "/v2/health/live", "server", "live", "Whether the server answers", _object("live", live=_FLAG), open=True
+    )
+    yield _get("/v2/health/ready", "server", "ready", "Whether it takes requests", _READY, also=_NOT_READY, open=True)
     yield _get("/metrics", "server", "metrics", "Counts, for Prometheus", {TEXT: {"schema": _WORD}})
     yield _get("/openapi.json", "server", "openapi", "This document", _json({"type": "object"}))
     for place in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
@@ -171,7 +177,16 @@ def _tensorflow(place: str, more: str) -> Iterator[Operation]:
     told = _ref("TensorflowMetadata")
     yield _get(f"{place}/metadata", "tensorflow", f"tf-metadata{more}", "What the model takes and gives", told)
     for verb, (summary, body, answer) in _VERBS.items():
-        yield _post(f"{place}:{verb}", "tensorflow", f"tf-{verb}{more}", summary, answer, body=body, statuses=OF_MODEL)
+        yield _post(
+            f"{place}:{verb}",
+            "tensorflow",
+            f"tf-{verb}{more}",
+            summary,
+            answer,
+            body=body,
+            statuses=OF_MODEL,
+            only=partial(answers, verb),
+        )
 
 
 OPERATIONS = tuple(_operations())

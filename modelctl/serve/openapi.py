@@ -5,7 +5,7 @@ that has its route. A new route needs a line in `contract.OPERATIONS`; a test fi
 """
 
 import gzip
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -33,6 +33,9 @@ def routes(app: App) -> Iterable[Route]:
         return text, gzip.compress(text, 6, mtime=0)
 
     def tell(request: Request) -> Answer:
+        visit = request.visit
+        if visit is not None and visit.caller is not None and visit.caller.limited:
+            return Answer(orjson.dumps(document(app, visit.knows)))
         plain, zipped = texts()
         if b"gzip" in request.head.headers.get(b"accept-encoding", b""):
             return Answer(zipped, headers=((b"content-encoding", b"gzip"), (b"vary", b"accept-encoding")))
@@ -41,11 +44,15 @@ def routes(app: App) -> Iterable[Route]:
     return [Route("GET", "/openapi.json", tell)]
 
 
-def document(app: App) -> dict[str, Any]:
-    """The OpenAPI document of what an application answers now."""
+def document(app: App, knows: Callable[[str], bool] = bool) -> dict[str, Any]:
+    """The OpenAPI document of what an application answers now, as far as models go that the caller `knows` of."""
+    schemes = _schemes(app)
     paths: dict[str, dict[str, Any]] = {}
-    for one in told(app):
-        paths.setdefault(quote(one.path, safe="/:"), {})[one.operation.method.lower()] = _operation(one)
+    for one in told(app, knows):
+        found = _operation(one, [*_OF_CALLERS, "429"] if schemes else [])
+        if schemes and one.operation.open:
+            found["security"] = []
+        paths.setdefault(quote(one.path, safe="/:"), {})[one.operation.method.lower()] = found
     return {
         "openapi": "3.1.0",
         "info": {
@@ -54,10 +61,23 @@ def document(app: App) -> dict[str, Any]:
             "description": "Answers of models. Each names, in `Modelctl-Model`, the digest of the model that made it.",
         },
         "servers": [{"url": "/"}],
-        "security": [],
+        "security": [{name: []} for name in schemes],
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": paths,
-        "components": _components(app),
+        "components": _components([one for one in app.models if knows(one.name)], schemes),
+    }
+
+
+def _schemes(app: App) -> dict[str, Schema]:
+    """How a caller tells who he is; none where nobody is asked."""
+    gate = app.visits.gate if app.visits is not None else None
+    if gate is None:
+        return {}
+    if gate.certificates and gate.keys is None and gate.tokens is None:
+        return {"certificate": {"type": "mutualTLS"}}
+    return {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "key": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
     }
 
 
@@ -71,21 +91,26 @@ class Place:
     models: list[Model]
 
 
-def told(app: App) -> Iterator[Place]:
+def told(app: App, knows: Callable[[str], bool] = bool) -> Iterator[Place]:
     """Every operation at every path that has its route."""
     served = app.models.names()
-    known = dict.fromkeys([*served, *(app.changes.shelf.ledger.names if app.changes else ())])
+    known = [one for one in dict.fromkeys([*served, *_given(app)]) if knows(one)]
+    every = [one for one in app.models if knows(one.name)]
     for operation in OPERATIONS:
         for name in known if "{model}" in operation.path else [""]:
             for version in app.models.versions(name) if "{version}" in operation.path and name in served else [""]:
                 path = operation.path.replace("{model}", name).replace("{version}", version)
-                if operation.method in app.routes.get(path, {}):
-                    models = [app.models.get(name, version or None)] if name in served else []
-                    named = tuple(one for one in (name, version) if one)
-                    yield Place(operation, path, named, models if name else list(app.models))
+                models = [app.models.get(name, version or None)] if name in served else [] if name else every
+                if operation.method in app.routes.get(path, {}) and all(map(operation.only, models)):
+                    yield Place(operation, path, tuple(one for one in (name, version) if one), models)
 
 
-def _operation(place: Place) -> dict[str, Any]:
+def _given(app: App) -> Iterable[str]:
+    """The names that were given to the server, loaded or not."""
+    return app.changes.shelf.ledger.names if app.changes is not None else ()
+
+
+def _operation(place: Place, more: list[str]) -> dict[str, Any]:
     operation, models = place.operation, place.models
     found: dict[str, Any] = {"tags": [operation.tag], "summary": operation.summary}
     found["operationId"] = schemas.key(operation.name, *place.named)
@@ -96,7 +121,7 @@ def _operation(place: Place) -> dict[str, Any]:
     good: dict[str, Any] = {"description": "The answer.", "content": _joined(operation.answer, models)}
     if operation.statuses == OF_MODEL:
         good["headers"] = {"Modelctl-Model": {"$ref": "#/components/headers/ModelctlModel"}}
-    refused = {status: {"$ref": f"#/components/responses/E{status}"} for status in operation.statuses}
+    refused = {status: {"$ref": f"#/components/responses/E{status}"} for status in (*operation.statuses, *more)}
     found["responses"] = {"200": good, **refused, **dict(operation.also)}
     return found
 
@@ -110,19 +135,27 @@ def _joined(tell: Told | Content, models: list[Model]) -> Content:
         return each[0]
     if not each:
         return {JSON: {"schema": {}}}
-    return {kind: {"schema": {"anyOf": [one[kind]["schema"] for one in each if kind in one]}} for kind in each[0]}
+    found: Content = {}
+    for kind in each[0]:
+        forms: list[Schema] = []
+        for one in each:
+            if kind in one and one[kind]["schema"] not in forms:
+                forms.append(one[kind]["schema"])
+        found[kind] = {"schema": {"anyOf": forms} if len(forms) > 1 else forms[0]}
+    return found
 
 
-def _components(app: App) -> dict[str, Any]:
+def _components(models: list[Model], schemes: dict[str, Schema]) -> dict[str, Any]:
     """What the document refers to."""
     _, told_of = msgspec.json.schema_components([Manifest], ref_template="#/components/schemas/{name}")
     found: dict[str, Schema] = {**_SHARED, **told_of}
-    for model in app.models:
+    for model in models:
         found |= {schemas.key(what, model.name, model.version): of(model) for what, of in schemas.OF_MODEL.items()}
     retry = {"description": "seconds to wait", "schema": {"type": "integer", "minimum": 0}}
     error = {JSON: {"schema": {"$ref": "#/components/schemas/Error"}}}
     answers: dict[str, Any] = {}
-    for status, what in _REFUSALS.items():
+    refusals = _REFUSALS | (_OF_CALLERS if schemes else {})
+    for status, what in refusals.items():
         answers[f"E{status}"] = {"description": what, "content": error}
         if status in ("429", "503"):
             answers[f"E{status}"]["headers"] = {"Retry-After": {"$ref": "#/components/headers/RetryAfter"}}
@@ -131,10 +164,12 @@ def _components(app: App) -> dict[str, Any]:
         "schemas": found,
         "responses": answers,
         "headers": {"ModelctlModel": told_digest, "RetryAfter": retry},
+        "securitySchemes": schemes,
     }
 
 
 _WORD: Schema = {"type": "string"}
+_OF_CALLERS = {"401": "It is not known who asks.", "403": "Who asks may not."}
 _REFUSALS = {
     "400": "What was sent is not right; the answer says what.",
     "404": "There is no such model, version or path.",

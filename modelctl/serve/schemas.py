@@ -20,6 +20,8 @@ Schema = dict[str, Any]
 
 _SIGNATURE: Schema = {"enum": ["", "serving_default"]}
 MOST_ELEMENTS = 1024  # of an example: a document is read by people, too
+# The smallest numbers that are rounded to infinity: half a step above the largest that there is.
+_ROUNDED_AWAY = {"FP32": (2 - 2**-24) * 2.0**127, "FP16": (2 - 2**-11) * 2.0**15}
 JSON_LESS = "BF16"  # the datatype that has no form in JSON
 
 
@@ -43,13 +45,21 @@ def element(dtype: str, answered: bool = False) -> Schema:
         return {"type": "string"}
     if kind.dtype.kind in "iu":
         bounds = np.iinfo(kind.dtype)
-        return {"type": "integer", "minimum": int(bounds.min), "maximum": int(bounds.max)}
+        return {"type": _numbers("integer", answered), "minimum": int(bounds.min), "maximum": int(bounds.max)}
     if answered:
         return {"type": ["number", "null"]}
-    if kind.word == JSON_LESS:
-        return {"type": "number"}
-    most = float(np.finfo(kind.dtype).max)
-    return {"type": "number", "minimum": -most, "maximum": most}
+    if kind.word not in _ROUNDED_AWAY:
+        return {"type": _numbers("number")}
+    return {
+        "type": _numbers("number"),
+        "exclusiveMinimum": -_ROUNDED_AWAY[kind.word],
+        "exclusiveMaximum": _ROUNDED_AWAY[kind.word],
+    }
+
+
+def _numbers(word: str, answered: bool = False) -> Any:
+    """The types of a number: a truth is taken for 0 or 1, as numpy takes it."""
+    return word if answered else [word, "boolean"]
 
 
 def nested(spec: TensorSpec, answered: bool = False, first: int = 0) -> Schema:
@@ -81,7 +91,7 @@ def has_rows(specs: Mapping[str, TensorSpec]) -> bool:
 
 
 def predict_request(model: Model) -> Schema:
-    """The body of `/predict`: `instances`, else `inputs`, else the only input by itself."""
+    """The tensors of `/predict`: `instances`, else `inputs`, else the only input by itself."""
     rows, columns = instances(model), inputs(model)
     forms: list[Schema] = [{"type": "object", "required": ["inputs"], "properties": {"inputs": columns}}]
     if rows is not None:
@@ -103,10 +113,16 @@ def tensorflow_predict(model: Model) -> Schema:
 
 def tensorflow_examples(model: Model) -> Schema:
     """The body of TensorFlow Serving's `:classify` and `:regress`: features, in `context` those of all examples."""
-    features = {"type": "object", "properties": {name: _feature(spec) for name, spec in model.inputs.items()}}
+    named = {name: _feature(spec) for name, spec in model.inputs.items()}
+    features: Schema = {"type": "object", "properties": named, "additionalProperties": False}
     examples = {"type": "array", "minItems": 1, "items": features}
     properties = {"signature_name": _SIGNATURE, "context": features, "examples": examples}
-    return {"type": "object", "required": ["examples"], "properties": properties}
+    all_of_them, none_of_them = features | {"required": list(named)}, {"maxProperties": 0}
+    forms = [
+        {"properties": {"context": none_of_them, "examples": {"items": all_of_them}}},
+        {"required": ["context"], "properties": {"context": all_of_them, "examples": {"items": none_of_them}}},
+    ]
+    return {"type": "object", "required": ["examples"], "properties": properties, "anyOf": forms}
 
 
 def _feature(spec: TensorSpec) -> Schema:

@@ -177,6 +177,9 @@ def _examples(body: bytes, verb: str, model: Model) -> dict[str, Array]:
         raise Refused('"examples" is not a list of objects, or "context" is no object')
     if any(type(one) is not dict for one in examples):
         raise Refused("an example is not an object")
+    twice = [name for one in examples for name in one if name in context]
+    if twice:
+        raise Refused(f"feature {told(twice[0])} is in the context and in an example")
     rows = [{**context, **one} for one in examples]
     return predict.read({"instances": [dict(_features(row, model.inputs)) for row in rows]}, model)
 
@@ -232,6 +235,16 @@ def _floats(model: Model, outputs: Outputs, verb: str, fits: Callable[[Array], b
         if outputs[name].dtype.kind == "f" and fits(outputs[name]):
             return name, outputs[name]
     raise Refused(f"{model.name} has no output to {verb} with; ask :predict")
+
+
+def answers(verb: str, model: Model) -> bool:
+    """Whether a model has an output that a verb can answer with."""
+    shapes = [spec.shape for spec in model.outputs.values() if spec.dtype.startswith("float")]
+    if verb == "classify":
+        return any(len(shape) == 2 for shape in shapes)
+    if verb == "regress":
+        return any(shape and all(size == 1 for size in shape[1:]) for shape in shapes)
+    return True
 
 
 ASKS: dict[str, Ask] = {"predict": _predict, "classify": _classify, "regress": _regress}

@@ -96,10 +96,12 @@ def test_status_and_metadata(server: Running) -> None:
 
 
 def test_examples_are_classified(server: Running, zoo: dict[str, Path]) -> None:
-    body = {"context": {"x": ROWS[0]}, "examples": [{}, {"x": ROWS[1]}]}
-    expected = servers.reference(zoo["affine"], {"x": np.array(ROWS, np.float32)})["y"]
-    for name in ("serving_default", "tensorflow/serving/classify"):
-        results = server.ask("/v1/models/affine:classify", {"signature_name": name, **body}).json["results"]
+    of_all: dict[str, Any] = {"context": {"x": ROWS[0]}, "examples": [{}, {}]}
+    of_each: dict[str, Any] = {"context": {}, "examples": [{"x": one} for one in ROWS]}
+    for rows, body in (([ROWS[0]] * 2, of_all), (ROWS, of_each)):
+        expected = servers.reference(zoo["affine"], {"x": np.array(rows, np.float32)})["y"]
+        body |= {"signature_name": "tensorflow/serving/classify"}
+        results = server.ask("/v1/models/affine:classify", body).json["results"]
         assert [[label for label, _ in one] for one in results] == [["", "", ""]] * 2
         np.testing.assert_allclose([[score for _, score in one] for one in results], expected, rtol=1e-5)
 
@@ -130,6 +132,7 @@ def test_examples_are_regressed_and_features_are_folded_to_rows(server: Running,
         ("affine:predict", {"instances": [[1, 2]]}, 400, "the model takes [-1, 4]"),
         ("affine:classify", {"examples": []}, 400, "not a list of objects"),
         ("affine:classify", {"examples": [[1]]}, 400, "an example is not an object"),
+        ("affine:classify", {"context": {"x": [1, 2, 3, 4]}, "examples": [{"x": [1, 2, 3, 4]}]}, 400, "in the context"),
         ("affine:classify", {"examples": [{"x": [1, 2, 3]}]}, 400, "has 3 values"),
         ("affine:classify", {"examples": [{"x": []}]}, 400, "has 0 values"),
         ("affine:classify", {"examples": [{"x": [[1], [2], [3], [4]]}]}, 400, "the model takes"),
