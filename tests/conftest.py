@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from modelctl.artifact import Artifact
+from modelctl.graph import latency
+from modelctl.graph.quantizing import trials
 from modelctl.making import Origin, create
 from modelctl.options import KeygenOptions, KeyType, StepOptions
 from modelctl.steps.keygen import keygen
@@ -37,6 +39,14 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_DATA_HOME", str(home))
     for name in ("MODELCTL_STORE", "MODELCTL_DATA", "MODELCTL_THREADS"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _brief(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are timed for a moment only: what is asked of their speed is that it is told."""
+    if not request.node.get_closest_marker("slow"):
+        monkeypatch.setattr(latency, "SECONDS", 0.05)
+        monkeypatch.setattr(trials, "SECONDS", 0.02)
 
 
 @pytest.fixture

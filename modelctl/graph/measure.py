@@ -5,7 +5,7 @@ allowed, slower or larger than its input. `compare` measures, `judge` says no.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ class Trial:
     more_threads: tuple[int, ...] = ()
     provider: str = providers.CPU
     seed: int = 0
-    seconds: float = latency.SECONDS
+    seconds: float = field(default_factory=lambda: latency.SECONDS)
     output: str | None = None
     look: Callable[[Array | None, Array], dict[str, Any]] = lambda _before, _after: {}
 

@@ -145,6 +145,7 @@ def test_data_that_cannot_be_learned_is_refused(tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "demo").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
 def test_training_script_learns_and_writes_the_same_weights_again(tmp_path: Path) -> None:
     assert status_of(["init", "-q", str(tmp_path / "demo")]) == 0

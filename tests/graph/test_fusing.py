@@ -20,7 +20,7 @@ ORDER = (0, 3, 1, 2)  # torch's gates (input, forget, cell, output) as ONNX has 
 def recurrent(tail: list[onnx.NodeProto]) -> onnx.ModelProto:
     """An LSTM as exporters write it: the gates cut out of torch's weights, and put together in ONNX's order."""
     random = np.random.default_rng(0)
-    weights = {
+    weights: dict[str, nets.Array] = {
         "w": random.standard_normal((4 * WIDE, DEEP)).astype(np.float32),
         "r": random.standard_normal((4 * WIDE, WIDE)).astype(np.float32),
         "zero": np.array([0], np.int64),

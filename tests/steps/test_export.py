@@ -126,6 +126,7 @@ def test_nothing_of_the_author_is_in_the_file(home: Path, tmp_path: Path) -> Non
         assert texts(onnx.load(made)) == []
 
 
+@pytest.mark.slow
 def test_another_process_with_another_hash_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     inputs = ("tokens:int64[batch,length]", "mask:float32[batch,length]")
     here = exported("nets:transformer", tmp_path / "here.onnx", inputs=inputs)

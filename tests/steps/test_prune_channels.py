@@ -17,6 +17,7 @@ from modelctl.graph.session import Session
 from modelctl.options import (
     DistillOptions,
     Importance,
+    Method,
     PruneMethod,
     PruneOptions,
     QuantizeOptions,
@@ -148,7 +149,8 @@ def _looping() -> onnx.ModelProto:
 def test_a_pruned_model_is_an_ordinary_one(net: Artifact, data: str, tmp_path: Path) -> None:
     small = prune(net, tmp_path / "small.onnx", asked(target="macs=0.6", data=data, epochs=1, lr=0.02))
     smaller = prune(small, tmp_path / "smaller.onnx", asked(sparsity=0.5, data=data))
-    int8 = quantize(small, tmp_path / "int8.onnx", QuantizeOptions(data=data, allow_regression=True, max_drop=10))
+    static = QuantizeOptions(method=Method.STATIC, data=data, allow_regression=True, max_drop=10)
+    int8 = quantize(small, tmp_path / "int8.onnx", static)
     student = distill(
         small,
         tmp_path / "student.onnx",
