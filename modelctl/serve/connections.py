@@ -13,7 +13,7 @@ import struct
 import time
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import cast
+from typing import Protocol, cast
 
 from modelctl.serve.chunks import Chunks
 from modelctl.serve.heads import CHUNKED, HEAD_LIMIT_BYTES, Head, Heads, not_http
@@ -25,10 +25,28 @@ IDLE_S = 75.0  # how long a connection may be kept without a request
 AHEAD_BYTES = 256 << 10  # of further requests that a client may have sent before its answer is out
 RESET = struct.pack("ii", 1, 0)  # linger for no time: what is unsent goes, and the client is told so
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+PREFACE_HEAD = b"PRI * HTTP/2.0\r\n\r\n"  # begins HTTP/2 with prior knowledge (RFC 9113, 3.4)
 NO_HEAD = Head("GET", "/", b"", {}, 0, False, False)  # stands for one that could not be read
 REMEMBERED = 256
 
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
+
+
+class Watched(Protocol):
+    """What the sweep looks at: a connection, or a stream of one, whose client may owe something."""
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """Of the connection."""
+
+    def owed(self) -> tuple[str, int] | None:
+        """What the client has yet to do before we can go on; None: it is our turn."""
+
+    def give_up(self, owed: str) -> None:
+        """The client has owed this for too long."""
+
+    def end(self) -> None:
+        """The server ends: close once what was accepted is answered."""
 
 
 class Wire:
@@ -37,13 +55,13 @@ class Wire:
     def __init__(self, app: App) -> None:
         self.app = app
         self.heads = Heads()
-        self.open: set[Connection] = set()
+        self.open: set[Watched] = set()
         self._starts: dict[object, bytes] = {}
         self.tick()
 
     def tick(self) -> None:
         """Tell the time anew (RFC 9110, 6.6.1)."""
-        self._date = formatdate(time.time(), usegmt=True).encode()
+        self.date = formatdate(time.time(), usegmt=True).encode()
         self._starts.clear()
 
     def start(self, request: Request, answer: Answer, closes: bool) -> bytes:
@@ -52,7 +70,7 @@ class Wire:
         key = (answer.status, answer.content_type, answer.headers, model and model.told, closes)
         found = self._starts.get(key)
         if found is None:
-            headers = [(b"date", self._date), (b"content-type", answer.content_type), *answer.headers]
+            headers = [(b"date", self.date), (b"content-type", answer.content_type), *answer.headers]
             headers += [model.header] if model is not None else []
             headers += [(b"connection", b"close")] if closes else []
             status = f"HTTP/1.1 {answer.status} {_PHRASES.get(answer.status, '')}\r\n".encode()
@@ -194,6 +212,9 @@ class Connection(asyncio.Protocol):
                     break
                 place = after
         except Refused as refused:
+            if not self._served and self._request is None and data.startswith(PREFACE_HEAD):
+                self._speak_http2(data)
+                return
             self._ends, self._body, place = True, None, size
             request = self._request = self._request or Request(NO_HEAD, b"", self._send)
             if self._guest is not None and request.visit is None:
@@ -204,6 +225,16 @@ class Connection(asyncio.Protocol):
         if self._held and not self._closed and len(self._buffer) <= AHEAD_BYTES:
             self._held = False
             self.transport.resume_reading()
+
+    def _speak_http2(self, data: bytes) -> None:
+        """Leave the connection to HTTP/2: its preface was taken for a head, which can't be read."""
+        from modelctl.serve.http2.connection import Http2
+
+        self._wire.open.discard(self)
+        other = Http2(self._wire)
+        self.transport.set_protocol(other)
+        other.connection_made(self.transport)
+        other.data_received(data)
 
     def _begin(self, data: bytes, place: int) -> int:
         """The request that begins at `place`; the place behind it, or where its body goes on; `place` if none does."""
@@ -287,7 +318,7 @@ class Connection(asyncio.Protocol):
 async def sweep(wire: Wire, limit_s: float) -> None:
     """Close, again and again, connections whose client has owed the same for more than `limit_s` seconds."""
     loop = asyncio.get_running_loop()
-    since: dict[Connection, tuple[tuple[str, int], float]] = {}
+    since: dict[Watched, tuple[tuple[str, int], float]] = {}
     while True:
         await asyncio.sleep(min(SWEEP_S, limit_s))
         wire.tick()

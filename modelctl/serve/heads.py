@@ -126,7 +126,7 @@ def _read(data: bytes) -> Head:
     version = parser.get_http_version()
     if version not in ("1.1", "1.0"):
         raise not_http("its version is not 1.1 or 1.0")
-    path, query = _target(collected.url)
+    path, query = target(collected.url)
     named: dict[bytes, list[bytes]] = {}
     for name, value in collected.headers:
         named.setdefault(name, []).append(value)
@@ -169,7 +169,7 @@ def _length(named: dict[bytes, list[bytes]], version: str) -> int:
     return int(lengths[0])
 
 
-def _target(url: bytes) -> tuple[str, bytes]:
+def target(url: bytes) -> tuple[str, bytes]:
     """Path, percent-decoded, and query of a request's target."""
     try:
         parsed = httptools.parse_url(url)

@@ -34,7 +34,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("modelctl.serve")
 
-PROTOCOLS = ("openinference", "repository", "predict", "tensorflow", "operations", "provenance", "openapi")
+PROTOCOLS = (
+    "openinference",
+    "repository",
+    "predict",
+    "tensorflow",
+    "operations",
+    "provenance",
+    "openapi",
+    "grpc.services",
+)
 JSON = b"application/json"
 HELD_BODIES = 8  # bodies in memory may take as much as so many of the largest size
 
@@ -65,6 +74,10 @@ class Request:
     def reply(self, answer: Answer) -> None:
         """Send the answer; once."""
         self.send(self, answer)
+
+    def refused(self, error: Refused) -> Answer:
+        """The answer to a request that failed."""
+        return Answer(orjson.dumps({"error": error.message}), JSON, error.status, error.headers)
 
 
 Handler = Callable[[Request], Answer | None]
@@ -189,10 +202,18 @@ class App:
         self._held_bytes -= request.held_bytes
         request.held_bytes = 0
 
-    def run(self, model: Model, feeds: Tensors, request: Request, write: Callable[[Outputs], Answer]) -> None:
+    def run(
+        self,
+        model: Model,
+        feeds: Tensors,
+        request: Request,
+        write: Callable[[Outputs], Answer],
+        timeout_s: float | None = None,
+    ) -> None:
         """Ask a model, and answer with what `write` makes of its outputs; `Refused` 429, or what it has against them.
 
-        Who waits too long is answered 504, and an error of the model is answered as what it is.
+        Who waits too long is answered 504, and an error of the model is answered as what it is. `timeout_s` is what
+        the client wants to wait, which may be less than the server lets it.
         """
         if request.visit is not None:
             request.visit.asks(model)
@@ -203,7 +224,8 @@ class App:
         shadow = self._shadows.get(model.name)
         if shadow is not None and shadow.model is not model and (comparison := shadow.follow(feeds)) is not None:
             done = partial(_both, comparison, done)
-        request.job = model.runner.submit(feeds, self.timeout_s, done)
+        limit_s = self.timeout_s if timeout_s is None else min(timeout_s, self.timeout_s)
+        request.job = model.runner.submit(feeds, limit_s, done)
 
     def _computed(self, request: Request, write: Callable[[Outputs], Answer], outcome: Outcome) -> None:
         request.job = None
@@ -231,10 +253,12 @@ class App:
         if request.visit is not None:
             error = request.visit.failed(error)
         self._tally(request.model).failed(error.kind)
-        return Answer(orjson.dumps({"error": error.message}), JSON, error.status, error.headers)
+        return request.refused(error)
 
     def _unusual(self, head: Head, methods: dict[str, Route] | None) -> Route:
         """The route of a HEAD request; `Refused` 404 or 405 where there is none."""
+        if head.method == "GRPC":
+            raise Refused(f"no method {told(head.path)}; grpc.reflection.v1 tells which there are", 501, "not_found")
         if methods is None:
             raise self._missing(head.path)
         if head.method == "HEAD" and "GET" in methods:

@@ -160,7 +160,7 @@ def test_what_can_be_read_in_two_ways_is_refused_and_nothing_after_it_is_a_reque
         b"GET / HTTP/1.1\r\n",
         b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n",
         b"\x16\x03\x01\x02\x00\x01",
-        b"PRI * HTTP/2.0\r\n",
+        b"PRI * HTTP/2.1\r\n",
     ],
 )
 def test_what_is_no_request_of_http_1_is_refused(start: bytes) -> None:
