@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from modelctl import chains
+from modelctl.errors import DataError
 from modelctl.processing import tables
 from modelctl.processing.before import Before
 from modelctl.serve import packed
@@ -50,7 +51,10 @@ def read(body: bytes, content_type: bytes, before: Before | None) -> Asked:
     if reader is None or before is None:
         known = "JSON or MessagePack" if before is None else "pictures, forms, text, CSV, JSON and MessagePack"
         raise Refused(f"a body of type {told(kind.decode('latin-1'))} is not read here, but {known}", 415)
-    return Asked(reader(body, content_type, before))
+    try:
+        return Asked(reader(body, content_type, before))
+    except DataError as error:
+        raise Refused(error.message) from error
 
 
 def _document(asked: Any, before: Before | None) -> Asked:

@@ -32,7 +32,7 @@ def test_sigmoid() -> None:
 
 def test_normalize() -> None:
     found = made(np.array([[3.0, 4.0], [0.0, 0.0]], np.float32), chains.Normalize(output="y"))
-    np.testing.assert_allclose(np.array(found), [[0.6, 0.8], [0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(np.array(found), [[0.6, 0.8], [0.0, 0.0]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("how", ["mean", "max", "first"])
