@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,7 +182,7 @@ def running(
     *flags: str,
     folder: Path | None = None,
     trust: ssl.SSLContext | None = None,
-    **environment: str,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Running]:
     """A server of these models on a free port, ended when the block ends."""
     command = [sys.executable, "-m", "modelctl", "serve", *map(str, sources), "--port", "0", *flags]
@@ -192,7 +192,7 @@ def running(
         stderr=subprocess.PIPE,
         text=True,
         cwd=folder,
-        env={**os.environ, **environment},
+        env={**os.environ, **(environment or {})},
     )
     assert process.stdout is not None
     line = process.stdout.readline()

@@ -39,7 +39,8 @@ def explained(error: typer.TyperException, argv: Sequence[str], commands: Sequen
 def refuse_odd_words(argv: Sequence[str]) -> None:
     """UsageError for an empty word, as an unset variable of a shell leaves behind, and for `-` where it means nothing.
 
-    `-` is standard output for `decrypt -o -` alone: any other artifact is a file with its manifest beside it.
+    `-` is standard output for `decrypt -o -` and for the log of `serve` alone: any other artifact is a file with its
+    manifest beside it.
     """
     for before, word in zip(("modelctl", *argv), argv, strict=False):
         if word == "--":
@@ -49,7 +50,7 @@ def refuse_odd_words(argv: Sequence[str]) -> None:
             place, _, value = word.partition("=")
         if not value:
             raise UsageError(f"{place}: an empty word follows, where a name or a value belongs")
-        if value == "-" and not (argv[0] == "decrypt" and place in OUT):
+        if value == "-" and not (argv[0] == "decrypt" and place in OUT) and place != "--log-requests":
             way = "output" if place in OUT else "input"
             raise UsageError(f"{place} -: standard {way} is no place for this", "./- if a file is called so")
 

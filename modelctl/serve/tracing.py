@@ -28,7 +28,7 @@ MEMBER = re.compile(
 MEMBERS = 32
 STATE_BYTES = 512
 SERVER, INTERNAL = 2, 1
-GRPC = re.compile(r"/([\w.]+)/(\w+)")
+GRPC = "GRPC"  # the method of a call's head
 
 
 class Context(NamedTuple):
@@ -128,8 +128,8 @@ class Tracer:
 def _name(visit: "Visit") -> str:
     """What a span is called: of few names, so that those of one kind are found together."""
     head = visit.request.head
-    if (found := GRPC.fullmatch(head.path)) is not None:
-        return f"{found[1]}/{found[2]}"
+    if head.method == GRPC:
+        return head.path[1:] if visit.routed else "grpc"
     return f"{head.method} {head.path}" if visit.routed else head.method
 
 
@@ -147,7 +147,7 @@ def _model_facts(visit: "Visit") -> dict[str, Any]:
 def _attributes(visit: "Visit", status: int, size: int) -> dict[str, Any]:
     head, guest = visit.request.head, visit.guest
     found: dict[str, Any] = {
-        "http.request.method": head.method,
+        "http.request.method": "POST" if head.method == GRPC else head.method,
         "url.path": head.path,
         "url.scheme": guest.scheme,
         "http.response.status_code": status,
@@ -159,8 +159,9 @@ def _attributes(visit: "Visit", status: int, size: int) -> dict[str, Any]:
     }
     if visit.routed:
         found["http.route"] = head.path
-    if (method := GRPC.fullmatch(head.path)) is not None:
-        found |= {"rpc.system": "grpc", "rpc.service": method[1], "rpc.method": method[2]}
+    if head.method == GRPC:
+        service, _, method = head.path[1:].rpartition("/")
+        found |= {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
     if (host := head.headers.get(b"host")) is not None:
         found["server.address"] = host.decode("latin-1").rpartition(":")[0] or host.decode("latin-1")
     if (agent := head.headers.get(b"user-agent")) is not None:

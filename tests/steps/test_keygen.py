@@ -107,7 +107,7 @@ def test_an_api_key_is_added_to_what_stands_in_the_file(tmp_path: Path) -> None:
 def test_what_is_said_of_an_api_key_is_of_no_other(tmp_path: Path) -> None:
     for options in ({"rate": 1.0}, {"models": ("x",)}, {"mays": (May.LOAD,)}, {"name": "x"}):
         with pytest.raises(UsageError, match="are of an api key"):
-            KeygenOptions(**options)  # type: ignore[arg-type]
+            KeygenOptions(**options)
     with pytest.raises(KeyFileError, match="is no name of a key"):
         keygen(tmp_path / "a b.key", KeygenOptions(type=KeyType.API))
     assert list(tmp_path.iterdir()) == []
