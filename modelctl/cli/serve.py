@@ -11,7 +11,9 @@ from modelctl.report import Report
 Models = Annotated[
     list[str],
     typer.Argument(
-        metavar="MODEL|REF", help="model files, sealed or not, or [STORE/]name:tag refs", show_default=False
+        metavar="MODEL|REF",
+        help="model files, sealed or not, [STORE/]name:tag refs, or ensembles (.toml)",
+        show_default=False,
     ),
 ]
 

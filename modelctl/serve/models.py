@@ -12,9 +12,10 @@ from modelctl.processing import declared
 from modelctl.processing.declared import Declared
 from modelctl.progress import Progress, silent
 from modelctl.serve.batching import Pace, Runner
+from modelctl.serve.links import Ensemble, onnx_of
 from modelctl.serve.metrics import Board, Tally
 from modelctl.serve.refusal import Refused, told
-from modelctl.serve.sources import Opened, Secrets, opened
+from modelctl.serve.sources import Gathered, Opened, Secrets, found
 from modelctl.serve.tensors import datatype_of
 from modelctl.serve.warmup import warm_up
 
@@ -140,7 +141,7 @@ def load_all(
     places = {place: place + 1 for place in range(len(sources))} if places is None else places
     for done, (place, row) in enumerate(places.items()):
         progress.advance("loading models", done, len(places), "models")
-        source = opened(sources[place], secrets, progress)
+        source = found(sources[place], secrets, progress)
         models.put(place, ready(source, options, models.board, models.worker, row))
     _check_versions(models, options)
     return models
@@ -157,21 +158,26 @@ def _check_versions(models: Models, options: ServeOptions) -> None:
             raise UsageError(f"{flag} {name}:{version}: {refused.message}") from refused
 
 
-def ready(source: Opened, options: ServeOptions, board: Board, worker: int, row: int) -> Model:
-    """A model that can answer at once."""
-    name, payload = options.name or source.name, source.payload
+def ready(source: Opened | Gathered, options: ServeOptions, board: Board, worker: int, row: int) -> Model:
+    """A model, or an ensemble, that can answer at once."""
+    threads = options.thread_count()
+    if isinstance(source, Gathered):
+        ensemble = Ensemble(source, threads, options.provider)
+        session: Ensemble | Session = ensemble
+        payload = ensemble.payload
+    else:
+        payload = onnx_of(source.payload)
+        session = Session(payload, threads, options.provider)
+    name = options.name or source.name
     if not name.isprintable() or "/" in name:
         raise UsageError(f"{told(name)}: no name to be served under", "add --name NAME")
-    if payload.manifest.format != "onnx":
-        kept = payload.manifest.files[0].path
-        hint = f"modelctl export {kept} -o {name}.onnx"
-        raise UnsupportedError(f"{kept}: serve runs onnx, this is {payload.manifest.format}", hint)
-    session = Session(payload, options.thread_count(), options.provider)
     for spec in (*session.inputs, *session.outputs):
         if datatype_of(spec.dtype) is None:
             raise UnsupportedError(f"{session.name}: {spec.name} is {spec.dtype}, which the protocol has no word for")
     around = declared.of(payload, session.inputs, session.outputs)
-    pace = warm_up(session, session.run)
+    if around is not None and around.before is not None:
+        _ = around.before.makers  # an extra that is missing is told now
+    pace = warm_up(session.inputs, session.run)
     tally = board.tally(worker, row)
     runner = Runner(
         session.run,

@@ -82,7 +82,7 @@ def metadata(model: Model, versions: list[str]) -> dict[str, Any]:
     return {
         "name": model.name,
         "versions": versions,
-        "platform": "onnxruntime_onnx",
+        "platform": "onnxruntime_onnx" if model.manifest.format == "onnx" else model.manifest.format,
         "inputs": [_described(spec) for spec in model.inputs.values()],
         "outputs": [_described(spec) for spec in model.outputs.values()],
     }

@@ -16,7 +16,7 @@ from modelctl.options import ServeOptions
 from modelctl.serve.changes import LOAD, WATCH_S, Change, Ledger, Watch
 from modelctl.serve.models import Model, Models, ready
 from modelctl.serve.refusal import Refused
-from modelctl.serve.sources import Secrets, opened
+from modelctl.serve.sources import Secrets, found
 
 logger = logging.getLogger("modelctl.serve")
 
@@ -39,11 +39,11 @@ class Shelf:
     def prepare(self, change: Change) -> list[Model]:
         """The models that a change brings, ready to answer; whatever `opened` and `ready` raise. Takes its time."""
         board, worker = self.models.board, self.models.worker
-        found = []
+        prepared = []
         for place, row in zip(change.places, change.rows, strict=False):
-            source = opened(self.ledger.sources[place], self._secrets)
-            found.append(ready(source, self._options, board, worker, row))
-        return found
+            source = found(self.ledger.sources[place], self._secrets)
+            prepared.append(ready(source, self._options, board, worker, row))
+        return prepared
 
     def commit(self, change: Change, prepared: list[Model]) -> None:
         """Carry a change out, between two requests."""

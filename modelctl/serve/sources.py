@@ -1,5 +1,7 @@
 """Where served models come from: a file, with a manifest or foreign; a ref in a store; a sealed artifact in either.
 
+An ensemble is the file that says so, and all models that it names.
+
 The bytes are checked as they are read. What was sealed is opened in memory and stays there.
 """
 
@@ -13,14 +15,14 @@ from modelctl.artifact import Artifact, Payload, manifest_path
 from modelctl.errors import IntegrityError
 from modelctl.options import ServeOptions
 from modelctl.progress import Progress, silent
+from modelctl.serve import ensembles
+from modelctl.serve.ensembles import FIRST_VERSION, Ensemble
 from modelctl.stores.ref import Ref, looks_like_ref
 from modelctl.stores.store import open_store
 from modelctl.stores.transfer import find
 
 if TYPE_CHECKING:  # the ciphers are loaded only for those who need them
     from modelctl.crypto.keys import OpeningKey, PublicKey
-
-FIRST_VERSION = "1"  # of a model that comes from a file; one from a store has its tag
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,26 @@ class Opened:
     name: str
     version: str
     payload: Payload
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """An ensemble that was found: what its file says, its bytes, and its models in their order."""
+
+    path: Path
+    told: Ensemble
+    text: bytes
+    members: tuple[Opened, ...]
+
+    @property
+    def name(self) -> str:
+        """The name to serve it under."""
+        return self.told.name or self.path.stem
+
+    @property
+    def version(self) -> str:
+        """The version to serve it under."""
+        return self.told.version
 
 
 @dataclass(frozen=True)
@@ -65,6 +87,16 @@ class Secrets:
         check_signature(text, signature, [self.signer], source)
 
 
+def found(source: str, secrets: Secrets, progress: Progress = silent) -> Opened | Gathered:
+    """The model, or the ensemble, that a source stands for; UsageError for one that is not sound, else as `opened`."""
+    if not ensembles.is_ensemble(source):
+        return opened(source, secrets, progress)
+    path = Path(source)
+    told, text = ensembles.read(path)
+    members = [opened(ensembles.source_of(link, path), secrets, progress) for link in told.model]
+    return Gathered(path, told, text, tuple(members))
+
+
 def opened(source: str, secrets: Secrets, progress: Progress = silent) -> Opened:
     """The model that a file's path or a ref, `[STORE/]name:tag`, stands for.
 
@@ -80,9 +112,12 @@ def mark(source: str) -> str:
         ref = Ref.parse(source)
         with closing(open_store(ref.store)) as store:
             return find(store, ref).manifest_sha256
-    files = (Path(source), manifest_path(Path(source)))
-    states = [file.stat() for file in files if file.exists() or file is files[0]]
-    return " ".join(f"{one.st_ino}:{one.st_size}:{one.st_mtime_ns}" for one in states)
+    path = Path(source)
+    files = (path, manifest_path(path))
+    states = [file.stat() for file in files if file.exists() or file is path]
+    mine = " ".join(f"{one.st_ino}:{one.st_size}:{one.st_mtime_ns}" for one in states)
+    links = ensembles.read(path)[0].model if ensembles.is_ensemble(source) else ()
+    return " ".join([mine, *(mark(ensembles.source_of(link, path)) for link in links)])
 
 
 def _from_store(source: str, secrets: Secrets, progress: Progress) -> Opened:

@@ -10,7 +10,6 @@ import time
 import numpy as np
 
 from modelctl.errors import DataError
-from modelctl.graph.session import Session
 from modelctl.manifest import TensorSpec
 from modelctl.serve.batching import Array, Pace, Run
 from modelctl.serve.tensors import datatype_of
@@ -23,15 +22,15 @@ TOLERANCE = 1e-4  # relative to the largest value of an output
 Feeds = dict[str, Array]
 
 
-def warm_up(session: Session, run: Run) -> Pace:
+def warm_up(inputs: tuple[TensorSpec, ...], run: Run) -> Pace:
     """Run a model on made-up inputs; what no made-up input suits gets a thread of its own and shares no run."""
     for size in OTHER_FREE:
-        rows = [_made_up(session.inputs, size, seed) for seed in range(ROWS)]
+        rows = [_made_up(inputs, size, seed) for seed in range(ROWS)]
         try:
             return Pace(
                 run_s=_measured(run, rows[0]),
                 elements=sum(one.size for one in rows[0].values()),
-                rows_are_independent=_rows_named(session.inputs) is not None and _independent(run, rows),
+                rows_are_independent=_rows_named(inputs) is not None and _independent(run, rows),
                 free=size,
             )
         except DataError:

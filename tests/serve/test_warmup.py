@@ -19,7 +19,7 @@ WIDE: Shape = ["n", 4]
 
 def pace_of(path: Path) -> Pace:
     session = Session(Artifact.open(path).load())
-    return warm_up(session, session.run)
+    return warm_up(session.inputs, session.run)
 
 
 @pytest.mark.parametrize("name", ["affine", "pair", "lookup", "words", "bits", "half", "brain", "log", "slow"])
