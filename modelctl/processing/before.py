@@ -8,6 +8,7 @@ of their columns.
 import base64
 import binascii
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,32 +33,41 @@ class Taken(NamedTuple):
 
 
 class Before:
-    """What is done before a model. UsageError where entries don't fit its inputs, UnsupportedError for an extra."""
+    """What is done before a model, by entries that fit its inputs (`fitting`)."""
 
     def __init__(
         self, entries: Sequence[chains.Preprocess], inputs: Sequence[TensorSpec], tokenizer: bytes | None = None
     ) -> None:
-        specs = {spec.name: spec for spec in inputs}
         self.entries = tuple(entries)
-        self._makers: dict[str, Any] = {}
-        for entry in entries:
-            if isinstance(entry, chains.Image):
-                from modelctl.processing.images import Pictures
-
-                self._makers[entry.input] = Pictures(entry, specs[entry.input])
-            elif isinstance(entry, chains.Table):
-                from modelctl.processing.tables import Rows
-
-                self._makers[entry.input] = Rows(entry, specs[entry.input])
-            else:
-                from modelctl.processing.texts import Texts
-
-                if tokenizer is None:
-                    raise ArtifactError("texts are declared, and there is no tokenizer.json beside the model")
-                self._makers[entry.input] = Texts(entry, inputs, tokenizer)
+        self._inputs = {spec.name: spec for spec in inputs}
+        self._tokenizer = tokenizer
         self._tables = [one for one in entries if isinstance(one, chains.Table)]
         self._fields = frozenset(one.input for one in entries if not isinstance(one, chains.Table))
         self._columns = frozenset(column.name for one in self._tables for column in one.columns)
+
+    @cached_property
+    def makers(self) -> dict[str, Any]:
+        """What makes each input; made when first asked for.
+
+        UnsupportedError for an extra that is missing, ArtifactError for a tokenizer that is, or is none.
+        """
+        found: dict[str, Any] = {}
+        for entry in self.entries:
+            if isinstance(entry, chains.Image):
+                from modelctl.processing.images import Pictures
+
+                found[entry.input] = Pictures(entry, self._inputs[entry.input])
+            elif isinstance(entry, chains.Table):
+                from modelctl.processing.tables import Rows
+
+                found[entry.input] = Rows(entry, self._inputs[entry.input])
+            else:
+                from modelctl.processing.texts import Texts
+
+                if self._tokenizer is None:
+                    raise ArtifactError("texts are declared, and there is no tokenizer.json beside the model")
+                found[entry.input] = Texts(entry, list(self._inputs.values()), self._tokenizer)
+        return found
 
     @property
     def kinds(self) -> list[str]:
@@ -111,7 +121,7 @@ class Before:
             raise DataError(f"an instance has {min(map(str, unknown))!r:.60}, it may have {', '.join(known)[:200]}")
 
     def _part(self, entry: chains.Preprocess, instances: Sequence[Any]) -> Taken:
-        maker = self._makers[entry.input]
+        maker = self.makers[entry.input]
         if isinstance(entry, chains.Table):
             others = (self._fields | self._columns) - {column.name for column in entry.columns}
             return Taken(lambda: {entry.input: maker.tensor(instances, others)}, len(instances) <= _QUICK_ROWS)

@@ -14,7 +14,7 @@ from modelctl import chains
 from modelctl.chains.spelling import EXAMPLES, LIMIT_TOKENIZER_BYTES, Draft, finished
 from modelctl.errors import UsageError
 from modelctl.manifest import TensorSpec
-from modelctl.processing.before import Before
+from modelctl.processing import pixels
 
 _IDS = ("input_ids", "ids", "tokens")
 _FLOATS = ("float32", "float64", "float16", "bfloat16")
@@ -133,10 +133,8 @@ def _check_shape(entry: chains.Preprocess, specs: dict[str, TensorSpec]) -> None
     if spec.dtype not in _NUMBERS:
         raise UsageError(f"--preprocess: makes numbers, and the model takes {_told(spec)}")
     if isinstance(entry, chains.Image):
-        from modelctl.processing.images import row_shape
-
-        _check_fits("image", row_shape(entry), spec)
-        Before([entry], [spec])  # whether its type holds the numbers
+        _check_fits("image", pixels.row_shape(entry), spec)
+        pixels.values(entry, spec)  # whether its type holds the numbers
     elif isinstance(entry, chains.Table):
         _check_fits("table", () if len(spec.shape) == 1 and entry.width == 1 else (entry.width,), spec)
     else:

@@ -10,12 +10,12 @@ import zlib
 from io import BytesIO
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from modelctl import chains
-from modelctl.errors import DataError, UsageError, missing_extra
+from modelctl.errors import DataError, missing_extra
 from modelctl.manifest import TensorSpec
+from modelctl.processing import pixels
 
 try:
     from PIL import BmpImagePlugin, GifImagePlugin, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
@@ -77,22 +77,22 @@ class Pictures:
 
     def __init__(self, entry: chains.Image, spec: TensorSpec) -> None:
         self.entry = entry
-        self._values = _values(entry, spec)
-        self._shape = row_shape(entry)
+        self._values = pixels.values(entry, spec)
+        self._shape = pixels.row_shape(entry)
 
     def row(self, picture: Picture) -> Array:
         """One picture as the model takes it, without the first axis; DataError if it is not sound."""
         entry = self.entry
         try:
-            pixels = np.asarray(self._fitted(_turned(picture)))
+            shades = np.asarray(self._fitted(_turned(picture)))
         except DataError:
             raise
         except _UNSOUND as error:
             raise DataError(f"the {picture.format} picture is not sound: {_told(error)}") from error
         if len(self._values) == 1:
-            row = np.take(self._values[0], pixels)
+            row = np.take(self._values[0], shades)
             return _channels_first(row) if entry.layout == "nchw" else row.reshape(self._shape)
-        planes = [np.take(values, pixels[..., channel]) for channel, values in enumerate(self._values)]
+        planes = [np.take(values, shades[..., channel]) for channel, values in enumerate(self._values)]
         return np.stack(planes, axis=0 if entry.layout == "nchw" else -1).reshape(self._shape)
 
     def _fitted(self, picture: Picture) -> Picture:
@@ -115,38 +115,6 @@ class Pictures:
         found = _resized(picture, _scaled(picture, scale, wanted), entry.filter)
         left, top = round((found.width - entry.width) / 2), round((found.height - entry.height) / 2)
         return found.crop((left, top, left + entry.width, top + entry.height))
-
-
-def row_shape(entry: chains.Image) -> tuple[int, ...]:
-    """The shape of one picture as the model takes it, without the first axis."""
-    high, wide, channels = entry.height, entry.width, entry.channels
-    shapes = {
-        "nchw": (channels, high, wide),
-        "nhwc": (high, wide, channels),
-        "nhw": (high, wide),
-        "flat": (high * wide * channels,),
-    }
-    return shapes[entry.layout]
-
-
-def _values(entry: chains.Image, spec: TensorSpec) -> list[Array]:
-    """What each of a pixel's 256 values becomes, for each channel; once if all channels are alike."""
-    shades = np.arange(256, dtype=np.float64)
-    scaled = (255 - shades if entry.invert else shades) * entry.scale
-    means, stds = entry.mean or (0.0,) * entry.channels, entry.std or (1.0,) * entry.channels
-    dtype = np.dtype(getattr(ml_dtypes, spec.dtype, spec.dtype))
-    pairs, made = list(zip(means, stds, strict=True)), []
-    for mean, std in pairs[:1] if len(set(pairs)) == 1 else pairs:
-        numbers = (scaled - mean) / std
-        if dtype.kind in "iu":
-            bounds = np.iinfo(dtype)
-            if (numbers != np.rint(numbers)).any() or numbers.min() < bounds.min or numbers.max() > bounds.max:
-                raise UsageError(
-                    f"--preprocess image: {spec.name} is {spec.dtype}, which can't hold what pixels become here",
-                    "--preprocess image:scale=1",
-                )
-        made.append(numbers.astype(dtype))
-    return made
 
 
 def _channels_first(row: Array) -> Array:

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modelctl.artifact import Artifact, Payload
-from modelctl.data import Data, open_data
+from modelctl.data import Data
 from modelctl.data.samples import Array
 from modelctl.errors import CheckFailed, UnsupportedError, UsageError, missing_extra
 from modelctl.formats import onnx as onnx_format
 from modelctl.graph import measure, parity, teaching, weights
+from modelctl.graph.feeding import data_for
 from modelctl.graph.session import Session
 from modelctl.making import Draft, Origin, create
 from modelctl.options import DistillOptions
@@ -51,7 +52,7 @@ def distill(model: Artifact, out: Path, options: DistillOptions, progress: Progr
     with create(out, origin(model, options)) as draft:
         teacher = model.load()
         session = Session(teacher, threads)
-        data = open_data(str(options.data), session.inputs, options.seed)
+        data = data_for(str(options.data), teacher, session, options.seed)
         logits, kind = teaching.logits(session, data.train, "distill", progress)
         draft.choices = {"teacher_answers": kind}
         with training.reproducible(options.seed, threads):

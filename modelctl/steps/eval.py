@@ -9,16 +9,14 @@ import onnx
 
 from modelctl import record
 from modelctl.artifact import Artifact, Payload
-from modelctl.data import open_data
 from modelctl.data.samples import Array
 from modelctl.errors import CheckFailed, DataError, UnsupportedError, UsageError
 from modelctl.formats import onnx as onnx_format
 from modelctl.graph import chance, classes, drawing, intervals, measure, plots, scores, slices
 from modelctl.graph.channels import costs
+from modelctl.graph.feeding import data_for
 from modelctl.graph.session import Session
 from modelctl.options import EvalOptions, Metric
-from modelctl.processing import declared
-from modelctl.processing.declared import Declared
 from modelctl.progress import Progress, silent
 from modelctl.report import Report
 
@@ -45,7 +43,7 @@ def eval(model: Artifact, options: EvalOptions, progress: Progress = silent) -> 
     payload = _opened(model, options, progress)
     graph = onnx_format.parse(payload)  # says what is wrong with a file that is none better than onnxruntime does
     session = Session(payload, provider=options.provider)
-    trial = _trial(session, options, declared.of(payload, session.inputs, session.outputs))
+    trial = _trial(payload, session, options)
     seen = _Seen(trial, options)
     trial = replace(trial, look=seen.look)
     facts: dict[str, Any] = {"model": str(model.path), "digest": payload.manifest.digest}
@@ -84,7 +82,7 @@ def _opened(model: Artifact, options: EvalOptions, progress: Progress) -> Payloa
     return payload
 
 
-def _trial(session: Session, options: EvalOptions, around: Declared | None) -> measure.Trial:
+def _trial(payload: Payload, session: Session, options: EvalOptions) -> measure.Trial:
     batch, *more = options.batches()
     if options.output is not None and options.output not in (names := [one.name for one in session.outputs]):
         raise UsageError(f"--output {options.output}: no output of {session.name}; it has {', '.join(names)}")
@@ -101,7 +99,7 @@ def _trial(session: Session, options: EvalOptions, around: Declared | None) -> m
     if options.data is None:
         return trial
     columns = (options.slices,) if options.slices is not None else ()
-    data = open_data(options.data, session.inputs, options.seed, columns, around)
+    data = data_for(options.data, payload, session, options.seed, columns)
     samples = data.scored
     scored = {options.min_accuracy, options.max_drop, options.slices} != {None} or options.metric != Metric.AUTO
     if samples.labels is None and (scored or options.baseline is None):

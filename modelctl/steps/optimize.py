@@ -9,12 +9,12 @@ from typing import Any
 import onnx
 
 from modelctl.artifact import Artifact, Payload
-from modelctl.data import open_data
 from modelctl.data.samples import Samples
 from modelctl.errors import ArtifactError, CheckFailed, UnsupportedError
 from modelctl.formats import onnx as onnx_format
 from modelctl.graph import clean, divergence, fusing, halves, measure, parity
 from modelctl.graph.closeness import Arrays
+from modelctl.graph.feeding import data_for
 from modelctl.graph.ranges import integer_ranges
 from modelctl.graph.session import Session
 from modelctl.making import Origin, create
@@ -52,7 +52,7 @@ def optimize(model: Artifact, out: Path, options: OptimizeOptions, progress: Pro
         graph = onnx_format.parse(payload)
         clean.hide_weights(graph)
         session = Session(payload, options.thread_count())
-        data = open_data(options.data, session.inputs, options.seed) if options.data else None
+        data = data_for(options.data, payload, session, options.seed) if options.data else None
         trial = measure.trial_on(data, options, options.provider)
         proof = _Proof(str(model.path), payload, session, graph, trial.samples, options, progress)
         made, told = _Work(graph, proof).run()

@@ -16,7 +16,7 @@ import onnx
 from onnx import numpy_helper
 
 from modelctl.artifact import Artifact, Payload
-from modelctl.data import Data, open_data
+from modelctl.data import Data
 from modelctl.data.samples import Array
 from modelctl.errors import ArtifactError, UnsupportedError, missing_extra
 from modelctl.formats import onnx as onnx_format
@@ -24,6 +24,7 @@ from modelctl.formats import packing
 from modelctl.graph import alignment, latency, measure, narrowing, scaling, sparsity, weights
 from modelctl.graph.channels import costs, importance
 from modelctl.graph.channels.groups import Channels
+from modelctl.graph.feeding import data_for
 from modelctl.graph.session import Session
 from modelctl.graph.straight import straight
 from modelctl.making import Origin, create
@@ -69,7 +70,7 @@ def prune(model: Artifact, out: Path, options: PruneOptions, progress: Progress 
         payload = model.load()
         graph = _read(payload, str(model.path))
         session = Session(payload, options.thread_count())
-        data = open_data(options.data, session.inputs, options.seed) if options.data else None
+        data = data_for(options.data, payload, session, options.seed) if options.data else None
         trial = measure.trial_on(data, options)
         work = _Pruning(str(model.path), payload, session, data, options, progress)
         made, told = work.pruned(graph)

@@ -9,10 +9,10 @@ from typing import Any
 import onnx
 
 from modelctl.artifact import Artifact, Payload
-from modelctl.data import open_data
 from modelctl.errors import CheckFailed, UnsupportedError, UsageError, missing_extra
 from modelctl.formats import onnx as onnx_format
 from modelctl.graph import drawing, fixed_point, measure, unpacking, weights
+from modelctl.graph.feeding import data_for
 from modelctl.graph.prepare import small_convolutions
 from modelctl.graph.quantizing import frontier
 from modelctl.graph.quantizing.recipe import DYNAMIC, Recipe
@@ -85,7 +85,7 @@ class _Work:
         graph = onnx_format.parse(payload)
         _check(graph, model, options)
         self.session = Session(payload, options.thread_count(), options.provider)
-        self.data = open_data(options.data, self.session.inputs, options.seed) if options.data else None
+        self.data = data_for(options.data, payload, self.session, options.seed) if options.data else None
         self.trial = measure.trial_on(self.data, options, options.provider)
         self.told: dict[str, Any] = {}
         samples = None if self.data is None else self.data.train.take(options.samples, options.seed)

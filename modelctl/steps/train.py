@@ -18,11 +18,12 @@ import numpy as np
 
 from modelctl import digests
 from modelctl.artifact import Artifact
-from modelctl.data import Data, Samples, open_data
+from modelctl.data import Data, Samples
 from modelctl.data.samples import Array
 from modelctl.errors import DataError, UnsupportedError, UsageError, missing_extra
 from modelctl.formats import onnx as onnx_format
 from modelctl.graph import measure, parity, teaching
+from modelctl.graph.feeding import data_for
 from modelctl.graph.session import Session
 from modelctl.making import Draft, Origin, create
 from modelctl.options import Device, Loss, Precision, TrainOptions
@@ -76,7 +77,7 @@ def train(model: Artifact, out: Path, options: TrainOptions, progress: Progress 
     with create(out, made_from) as draft:
         payload = model.load()
         session = Session(payload, threads)
-        data = open_data(str(options.data), session.inputs, options.seed)
+        data = data_for(str(options.data), payload, session, options.seed)
         with training.reproducible(options.seed, threads):
             graph = trainable.TrainableGraph.of(payload, str(model.path))
             work = _Work(made_from, options, graph, session, _Parts.of(data, options), progress)
