@@ -42,6 +42,8 @@ PROTOCOLS = (
     "operations",
     "provenance",
     "openapi",
+    "page.assets",
+    "page.told",
     "grpc.services",
 )
 JSON = b"application/json"
@@ -263,6 +265,12 @@ class App:
             raise self._missing(head.path)
         if head.method == "HEAD" and "GET" in methods:
             return methods["GET"]
+        if "GRPC" in methods:
+            from modelctl.serve.grpc import web
+
+            if head.method == "POST":
+                return Route("POST", head.path, partial(web.ask, self))
+            methods = {"POST": methods["GRPC"]}
         allowed = ", ".join(sorted({*methods, *(["HEAD"] if "GET" in methods else [])}))
         raise Refused(f"{head.path} takes {allowed}", 405, headers=((b"allow", allowed.encode()),))
 
@@ -276,8 +284,8 @@ class App:
                 self.models.get(parts[3], parts[5] if parts[4:5] in (["versions"], ["labels"]) and parts[5:] else None)
             elif parts[:4] == ["", "v2", "repository", "models"] and len(parts) > 4 and self.changes is not None:
                 self.changes.shelf.ledger.places(parts[4])
-            elif parts[:2] == ["", "predict"] and len(parts) == 3:
-                self.models.get(parts[2])
+            elif parts[:2] == ["", "predict"] and len(parts) > 2:
+                self.models.get(parts[2], parts[4] if parts[3:4] == ["versions"] and parts[4:] else None)
         except Refused as refused:
             return refused
         return Refused(f"nothing at {told(path)}; see /openapi.json", 404)

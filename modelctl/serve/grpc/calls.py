@@ -6,7 +6,9 @@ is a request of the method GRPC, whose body is the message alone; so is its answ
 """
 
 import re
+import time
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +18,8 @@ from modelctl.serve.refusal import Refused
 
 METHOD = "GRPC"
 CONTENT_TYPE = b"application/grpc"
+WEB, WEB_TEXT = b"application/grpc-web", b"application/grpc-web-text"
+KINDS = frozenset(one + more for one in (CONTENT_TYPE, WEB, WEB_TEXT) for more in (b"", b"+proto"))
 PREFIX_BYTES = 5
 ENCODINGS = b"identity, gzip"
 MESSAGE_BYTES = 1024  # of a status, longer ones are cut
@@ -23,6 +27,16 @@ MESSAGE_BYTES = 1024  # of a status, longer ones are cut
 OK, CANCELLED, UNKNOWN, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, ALREADY_EXISTS, PERMISSION_DENIED = range(8)
 RESOURCE_EXHAUSTED, FAILED_PRECONDITION, ABORTED, OUT_OF_RANGE, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = range(8, 15)
 UNAUTHENTICATED = 16
+
+# Calls in which messages come one after the other, either way.
+STREAMED = frozenset(
+    {
+        "/inference.GRPCInferenceService/ModelStreamInfer",
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    }
+)
 
 _CODES = {
     400: INVALID_ARGUMENT,
@@ -54,6 +68,10 @@ class Call:
     timeout_s: float | None = None
     encoding: bytes = b"identity"
     refused: Refused | None = None
+
+    def deadline(self) -> float | None:
+        """Until when the answer is waited for, by the clock of `time.monotonic`, if the call begins now."""
+        return None if self.timeout_s is None else time.monotonic() + self.timeout_s
 
 
 class Talk(Protocol):
@@ -88,6 +106,9 @@ class Line(Protocol):
     def resume(self) -> None:
         """Go on taking messages in."""
 
+    def enter(self, request: Request) -> None:
+        """Meet a message that is a request of its own, where somebody wants to know who asks."""
+
 
 class CallRequest(Request):
     """A call, or a message of one; `deadline` is by the clock of `time.monotonic`."""
@@ -103,12 +124,16 @@ class CallRequest(Request):
         return Answer(b"", CONTENT_TYPE, error.status, trailers_of(error))
 
 
+def kind_of(head: Head) -> bytes:
+    """A request's type of content, without what more is said of it."""
+    return head.headers.get(b"content-type", b"").partition(b";")[0].strip()
+
+
 def call_of(head: Head) -> Call:
     """What a head asks."""
     headers = head.headers
-    kind = headers.get(b"content-type", b"").partition(b";")[0].strip()
     encoding = headers.get(b"grpc-encoding", b"identity")
-    if kind not in (CONTENT_TYPE, b"application/grpc+proto"):
+    if kind_of(head) not in KINDS:
         return Call(refused=Refused("calls are in protobuf: application/grpc", 415))
     if encoding not in (b"identity", b"gzip"):
         more = ((b"grpc-accept-encoding", ENCODINGS),)
@@ -141,6 +166,12 @@ def trailers_of(error: Refused) -> tuple[tuple[bytes, bytes], ...]:
 def framed(message: bytes) -> bytes:
     """A message as it goes over the wire."""
     return b"\0%b%b" % (len(message).to_bytes(4, "big"), message)
+
+
+def trailers_frame(trailers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Trailers as gRPC-Web has them, the last frame of a body."""
+    lines = b"".join(b"%b: %b\r\n" % one for one in trailers)
+    return b"\x80" + len(lines).to_bytes(4, "big") + lines
 
 
 def only_message(body: bytes, call: Call, limit_bytes: int) -> bytes:

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from modelctl.serve.grpc.plans import varint
 from modelctl.serve.refusal import Refused
-from modelctl.serve.tensors import Array, Datatype
+from modelctl.serve.tensors import Array, Datatype, from_bytes
 
 FIELDS = {
     "BOOL": "bool_contents",
@@ -17,6 +18,7 @@ FIELDS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
+_PACKED = {"fp32_contents": 6 << 3 | 2, "fp64_contents": 7 << 3 | 2}  # tags of lists
 
 
 def from_contents(name: str, contents: Any, kind: Datatype, shape: tuple[int, ...]) -> Array:
@@ -27,7 +29,32 @@ def from_contents(name: str, contents: Any, kind: Datatype, shape: tuple[int, ..
     for other, _ in contents.ListFields():
         if other.name != field:
             raise Refused(f"input {name!r}: {kind.word} goes into {field}, not into {other.name}")
+    found = _packed(contents, field)
+    if found is not None:
+        return from_bytes(name, found, kind, shape)
     return from_list(name, getattr(contents, field), kind, shape)
+
+
+def _packed(contents: Any, field: str) -> memoryview | None:
+    """The bytes of a list of numbers of fixed size: those that it is written as, behind a tag and their length."""
+    tag = _PACKED.get(field)
+    data: bytes = contents.SerializeToString() if tag is not None else b""
+    if not data or data[0] != tag:
+        return None
+    place = 1
+    while data[place] & 0x80:
+        place += 1
+    return memoryview(data)[place + 1 :]
+
+
+def packed_into(into: Any, field: str, array: Array) -> bool:
+    """Write numbers of fixed size into a list of a message at once; whether they are such, and the list takes them."""
+    if field not in ("fp32_contents", "fp64_contents", "float_val", "double_val") or not array.size:
+        return False
+    raw = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    tag = into.DESCRIPTOR.fields_by_name[field].number << 3 | 2
+    into.MergeFromString(bytes((tag,)) + varint(len(raw)) + raw)
+    return True
 
 
 def from_list(name: str, found: Any, kind: Datatype, shape: tuple[int, ...]) -> Array:

@@ -14,7 +14,7 @@ from modelctl import __version__
 from modelctl.serve.batching import late
 from modelctl.serve.changes import LOAD, UNLOAD
 from modelctl.serve.grpc.calls import CONTENT_TYPE, METHOD, CallRequest
-from modelctl.serve.grpc.contents import FIELDS, from_contents, to_list
+from modelctl.serve.grpc.contents import FIELDS, from_contents, packed_into, to_list
 from modelctl.serve.grpc.messages import message, parsed
 from modelctl.serve.grpc.plans import Asked, Plans, front_of, named, recall_answer, remember_answer
 from modelctl.serve.http import Answer, App, Handler, Request, Route
@@ -62,6 +62,8 @@ def _asked_for(app: App, kind: str, request: Request) -> Model:
     """The model that a message names."""
     asked = parsed(_kind_of(kind), request.body)
     request.model = model = app.models.get(asked.name, asked.version or None)
+    if request.visit is not None:
+        request.visit.check(model.name)
     return model
 
 
@@ -88,6 +90,8 @@ def _repository_index(app: App, request: Request) -> Answer:
 
 def _change(app: App, kind: str, name: str, request: Request) -> None:
     asked = parsed(_kind_of(f"{name}Request"), request.body)
+    if request.visit is not None:
+        request.visit.check(asked.model_name)
     if app.changes is None:
         raise Refused("models can't be changed here", 501)
 
@@ -215,7 +219,9 @@ def write(asked: Asked, outputs: dict[str, Array], model: Model) -> Answer:
         if raw:
             answer.raw_output_contents.append(to_bytes(outputs[name], kind))
         else:
-            getattr(one.contents, FIELDS[kind.word]).extend(to_list(outputs[name], kind))
+            one.contents.SetInParent()
+            if not packed_into(one.contents, FIELDS[kind.word], outputs[name]):
+                getattr(one.contents, FIELDS[kind.word]).extend(to_list(outputs[name], kind))
     body: bytes = answer.SerializeToString()
     if raw:
         remember_answer(asked, outputs, model, body)

@@ -18,6 +18,7 @@ FILES = {one.name: one.SerializeToString() for one in _set.file}
 POOL = descriptor_pool.DescriptorPool()
 for _one in FILES.values():
     POOL.AddSerializedFile(_one)
+SERVICES = sorted(f"{one.package}.{service.name}" for one in _set.file for service in one.service)
 
 
 @cache

@@ -90,10 +90,10 @@ class Plans:
         """Keep what was understood of a message that was found right."""
         if any(model.inputs[name].dtype in ("string", "bool") for name in asked.feeds) or not given.raw_input_contents:
             return  # of these the very bytes have to be looked at
-        tags = [_RAW_INPUT + _varint(len(one)) for one in given.raw_input_contents]
+        tags = [_RAW_INPUT + varint(len(one)) for one in given.raw_input_contents]
         raws = b"".join(part for pair in zip(tags, given.raw_input_contents, strict=True) for part in pair)
         begins = len(front_of(body))
-        who = _ID + _varint(len(given.id.encode())) + given.id.encode() if given.id else b""
+        who = _ID + varint(len(given.id.encode())) + given.id.encode() if given.id else b""
         ends, head = begins + len(who), len(body) - len(raws) + len(tags[0])
         if not body.endswith(raws) or body[begins:ends] != who or head > KEY_BYTES or len(who) > 127:
             return
@@ -116,7 +116,7 @@ class Plans:
 def named(name: str, version: str = "") -> bytes:
     """How a message begins that names this model."""
     words = [(_NAME, name.encode()), (_VERSION, version.encode())]
-    return b"".join(tag + _varint(len(word)) + word for tag, word in words if word)
+    return b"".join(tag + varint(len(word)) + word for tag, word in words if word)
 
 
 def front_of(body: bytes) -> bytes:
@@ -149,7 +149,7 @@ def remember_answer(asked: Asked, outputs: dict[str, Array], model: Model, body:
     if any(model.outputs[name].dtype == "string" for name in asked.outputs):
         return
     raws = [outputs[name].tobytes() for name in asked.outputs]
-    tags = tuple(_RAW_OUTPUT + _varint(len(raw)) for raw in raws)
+    tags = tuple(_RAW_OUTPUT + varint(len(raw)) for raw in raws)
     end = b"".join(part for pair in zip(tags, raws, strict=True) for part in pair)
     front = named(model.name, model.version) + asked.id_field
     if body.startswith(front) and body.endswith(end):
@@ -161,7 +161,8 @@ def _shapes(outputs: dict[str, Array]) -> object:
     return tuple([one.shape for one in outputs.values()])
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
+    """A number as protobuf writes lengths."""
     digits = bytearray()
     while number >= 128:
         digits.append(number & 127 | 128)

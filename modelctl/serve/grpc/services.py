@@ -1,11 +1,15 @@
 """The services that are offered over gRPC."""
 
 from collections.abc import Iterable
+from functools import partial
 
-from modelctl.serve.grpc import inference
+from modelctl.serve.grpc import health, inference, reflection, streaming, tensorflow
+from modelctl.serve.grpc.calls import METHOD
 from modelctl.serve.http import App, Route
 
 
 def routes(app: App) -> Iterable[Route]:
     """The methods of all services."""
-    yield from inference.routes(app)
+    for service in (inference, health, reflection, tensorflow):
+        yield from service.routes(app)
+    yield Route(METHOD, f"/{inference.SERVICE}/ModelStreamInfer", partial(streaming.begin, app))

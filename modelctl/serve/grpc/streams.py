@@ -1,7 +1,6 @@
 """Calls on a connection of HTTP/2: one message for another, or many for many."""
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -12,11 +11,16 @@ from modelctl.serve.grpc.calls import (
     CONTENT_TYPE,
     METHOD,
     PREFIX_BYTES,
+    STREAMED,
+    WEB,
+    WEB_TEXT,
     Call,
     CallRequest,
     call_of,
     framed,
+    kind_of,
     only_message,
+    trailers_frame,
     unpacked,
 )
 from modelctl.serve.heads import Head
@@ -30,13 +34,6 @@ from modelctl.serve.refusal import Refused
 if TYPE_CHECKING:
     from modelctl.serve.http2.connection import Http2
 
-# Those in which messages come one after the other, either way.
-STREAMED = {
-    "/inference.GRPCInferenceService/ModelStreamInfer",
-    "/grpc.health.v1.Health/Watch",
-    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-}
 OPENING = status_block(200, (b"content-type", CONTENT_TYPE))
 WELL = (b"grpc-status", b"0")
 REMEMBERED = 1024
@@ -49,11 +46,19 @@ def stream_of(head: Head) -> "Callable[[Http2, int], Stream]":
     """What makes the stream of a request with this head."""
     if head.method == METHOD:
         raise Reset(Code.PROTOCOL_ERROR)  # our own word for calls
-    kind = head.headers.get(b"content-type", b"")
-    if head.method != "POST" or not kind.startswith(CONTENT_TYPE) or kind.startswith(b"application/grpc-web"):
+    kind = kind_of(head)
+    web = kind.startswith(WEB)
+    if head.method != "POST" or not kind.startswith(CONTENT_TYPE) or (web and not _streams(head, kind)):
         return partial(Stream, head, None)
     head = head._replace(method=METHOD)
+    if web:
+        return partial(WebStream, head, call_of(head))
     return partial(MessageStream if head.path in STREAMED else CallStream, head, call_of(head))
+
+
+def _streams(head: Head, kind: bytes) -> bool:
+    """Whether a call of gRPC-Web is one whose messages come one after the other, which HTTP/2 can do for it, too."""
+    return head.path in STREAMED and not kind.startswith(WEB_TEXT)
 
 
 def tail_of(model: Model | None, more: tuple[tuple[bytes, bytes], ...] = ()) -> bytes:
@@ -79,7 +84,7 @@ class CallStream(Stream):
         """Its head is here, and a message will follow."""
         call: Call = self.call
         self.request = request = CallRequest(self.head, b"", self.send)
-        request.deadline = None if call.timeout_s is None else time.monotonic() + call.timeout_s
+        request.deadline = call.deadline()
         request.line = request.talk = None
         try:
             self.enter(request)
@@ -132,6 +137,7 @@ class MessageStream(Stream):
 
     __slots__ = ("begun", "delivering", "inbox", "needed", "timer")
 
+    opening = OPENING
     request: CallRequest | None
 
     def begin(self) -> None:
@@ -141,7 +147,7 @@ class MessageStream(Stream):
         self.begun = self.delivering = False
         self.timer: asyncio.TimerHandle | None = None
         self.request = request = CallRequest(self.head, b"", self.send)
-        request.deadline, request.line, request.talk = None, self, None
+        request.deadline, request.line, request.talk = self.call.deadline(), self, None
         app = self.connection.app
         try:
             self.enter(request)
@@ -173,8 +179,9 @@ class MessageStream(Stream):
 
     def _cut(self, data: bytes) -> None:
         """Add to the messages that have come."""
-        self.pieces.append(data)
-        self.size += len(data)
+        if data:
+            self.pieces.append(data)
+            self.size += len(data)
         while self.size >= self.needed:
             data = b"".join(self.pieces)
             length = int.from_bytes(data[1:PREFIX_BYTES], "big")
@@ -213,7 +220,7 @@ class MessageStream(Stream):
         if not self.over:
             if not self.begun:
                 self.begun = True
-                self.connection.sender.begin(self, OPENING)
+                self.connection.sender.begin(self, self.opening)
             self.connection.sender.push(self, framed(message))
 
     def close(self) -> None:
@@ -228,16 +235,20 @@ class MessageStream(Stream):
         self.over = True
         self._forget()
         model = request.model
+        more = (model.header,) if model is not None else ()
         if answer.status == 200:
-            tail = tail_of(model, answer.headers)
-        elif self.begun:
-            tail = fields_block(*answer.headers, *([model.header] if model is not None else []))
+            self.close_with((WELL, *answer.headers, *more))
         else:
-            self.connection.sender.answer(self, _failed(request, answer), b"", b"")
-            return
+            self.close_with((*answer.headers, *more))
+
+    def close_with(self, trailers: tuple[tuple[bytes, bytes], ...]) -> None:
+        """Send what the call ends with."""
+        sender = self.connection.sender
         if not self.begun:
-            self.connection.sender.begin(self, OPENING)
-        self.connection.sender.finish(self, tail)
+            block = status_block(200, (b"content-type", CONTENT_TYPE), *trailers)
+            sender.answer(self, block, b"", b"")
+        else:
+            sender.finish(self, fields_block(*trailers))
 
     def _forget(self) -> None:
         if self.timer is not None:
@@ -267,3 +278,18 @@ class MessageStream(Stream):
         """The server ends."""
         if self.request is not None and self.request.talk is not None and not self.over:
             self.request.talk.wind_down()
+
+
+class WebStream(MessageStream):
+    """Such a call of gRPC-Web: its trailers are the last frame of its body."""
+
+    __slots__ = ()
+
+    opening = status_block(200, (b"content-type", WEB + b"+proto"))
+
+    def close_with(self, trailers: tuple[tuple[bytes, bytes], ...]) -> None:
+        """Send what the call ends with."""
+        sender = self.connection.sender
+        if not self.begun:
+            sender.begin(self, self.opening)
+        sender.finish(self, b"", trailers_frame(trailers))

@@ -80,6 +80,8 @@ class Http2(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The peer sends no more; it has left, unless an answer is due within this turn of the loop."""
         self._final = True
+        if self.transport.get_extra_info("sslcontext") is not None:
+            return False  # TLS has no half of a connection
         requests = [one.request for one in self._streams.values()]
         return not self._closed and any(one is not None and one.job is not None and one.job.inline for one in requests)
 

@@ -93,10 +93,10 @@ class Sender:
         self._blocked[stream.id] = stream
         self.pump()
 
-    def finish(self, stream: Outlet, tail: bytes) -> None:
-        """End an answer, once all of it is sent."""
+    def finish(self, stream: Outlet, tail: bytes, last: bytes = b"") -> None:
+        """End an answer with a `last` piece of it, or with trailers, once all of it is sent."""
         stream.tail = tail
-        self.push(stream, b"")
+        self.push(stream, last)
 
     def drop(self, number: int) -> None:
         """Send no more on a stream."""
