@@ -196,7 +196,7 @@ def running(
     )
     assert process.stdout is not None
     line = process.stdout.readline()
-    server = Running(process, line.removeprefix("ready ").strip(), trust)
+    server = Running(process, line.removeprefix("ready ").partition(" ")[0].strip(), trust)
     try:
         assert line.startswith(f"ready http{'s' if '--tls-cert' in flags else ''}://127.0.0.1:"), process.communicate(
             timeout=10

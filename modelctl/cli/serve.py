@@ -23,16 +23,18 @@ def register(app: typer.Typer) -> None:
 
     @command(app, ServeOptions)
     def serve(models: Models, options: ServeOptions, shell: Shell) -> Answer:
-        """Answers over HTTP: Open Inference Protocol, /predict, /metrics.
+        """Answers over HTTP and gRPC: Open Inference Protocol, /predict, /metrics.
 
-        Prints `ready URL` once it answers. Ctrl-C or SIGTERM is its normal end, with exit status 0: what was accepted
+        Prints `ready URL URL` once it answers. Ctrl-C or SIGTERM is its normal end, with exit status 0: what was accepted
         is answered first; a second one ends it at once.
         """
         from modelctl.serve.workers import serve
 
         def announce(url: str, served: list[dict[str, str]]) -> None:
             shell.progress.close()
-            shell.console.result(Report(subject=url, facts={"url": url, "models": served}, lines=(f"ready {url}",)))
+            grpc = url.replace("http", "grpc", 1)  # on the same port; grpcs where it is https
+            facts = {"url": url, "grpc": grpc, "models": served}
+            shell.console.result(Report(subject=url, facts=facts, lines=(f"ready {url} {grpc}",)))
 
         serve(models, options, announce, shell.progress)
         return None

@@ -57,13 +57,14 @@ def test_one_line_says_where_it_answers(model: Path) -> None:
 
 
 def test_json_is_one_document(model: Path) -> None:
-    process, text = lines_of([str(model), "--port", "0", "--json"], 14)
+    process, text = lines_of([str(model), "--port", "0", "--json"], 15)
     process.terminate()
     rest, err = process.communicate(timeout=20)
     document = json.loads(text + rest)
     assert (process.returncode, err) == (0, "")
     assert document["ok"]
     assert document["result"]["url"].startswith("http://127.0.0.1:")
+    assert document["result"]["grpc"] == document["result"]["url"].replace("http:", "grpc:")
     assert document["result"]["models"] == [{"name": "digits", "version": "1", "digest": digests.of_file(model)}]
 
 
@@ -113,7 +114,9 @@ def test_who_listens_to_the_world_is_warned(model: Path) -> None:
     process, text = lines_of([str(model), "--port", "0", "--host", "0.0.0.0"], 1)
     process.terminate()
     _, err = process.communicate(timeout=20)
-    assert text.startswith("ready http://0.0.0.0:")
+    _, url, grpc = text.split()
+    assert url.startswith("http://0.0.0.0:")
+    assert grpc == url.replace("http:", "grpc:")
     assert "modelctl: note: listening on 0.0.0.0, where others can reach it" in err
     assert process.returncode == 0
 

@@ -163,7 +163,7 @@ def test_a_program_that_was_told_to_ignore_sighup_ignores_it(zoo: dict[str, Path
     command = [sys.executable, "-c", code, "serve", str(zoo["affine"]), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        server = Running(process, process.stdout.readline().removeprefix("ready ").strip())
+        server = Running(process, process.stdout.readline().split()[1])
         process.send_signal(signal.SIGHUP)
         assert server.ask("/v2").status == 200
         assert server.stop() == (0, "")

@@ -49,7 +49,7 @@ def stream_of(head: Head) -> "Callable[[Http2, int], Stream]":
     kind = kind_of(head)
     web = kind.startswith(WEB)
     if head.method != "POST" or not kind.startswith(CONTENT_TYPE) or (web and not _streams(head, kind)):
-        return partial(Stream, head, None)
+        return partial(Stray if head.path in STREAMED else Stream, head, None)
     head = head._replace(method=METHOD)
     if web:
         return partial(WebStream, head, call_of(head))
@@ -73,6 +73,18 @@ def tail_of(model: Model | None, more: tuple[tuple[bytes, bytes], ...] = ()) -> 
             _tails.clear()
         found = _tails[model.told] = fields_block(WELL, model.header)
     return found
+
+
+class Stray(Stream):
+    """A request that is no call, for what only calls can do; its client may wait for an answer before it goes on."""
+
+    __slots__ = ()
+
+    def begin(self) -> None:
+        """Answer at once."""
+        super().begin()
+        if self.request is not None and not self.over:
+            self.connection.app.handle(self.request)
 
 
 class CallStream(Stream):
