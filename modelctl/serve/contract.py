@@ -16,6 +16,7 @@ from modelctl.serve.tensorflow import answers
 
 JSON = "application/json"
 TEXT = "text/plain"
+HTML = "text/html"
 BINARY = "application/octet-stream"
 NO_MODEL = ("400", "404", "413")  # what any request may be answered, besides what it asked for
 OF_MODEL = ("400", "404", "408", "413", "415", "429", "500", "503", "504")
@@ -163,11 +164,15 @@ def _operations() -> Iterator[Operation]:
     for kind, summary in (("load", "Read a model anew"), ("unload", "Serve a model no more")):
         path = f"/v2/repository/models/{{model}}/{kind}"
         yield _post(path, "models", kind, summary, _object(), statuses=(*NO_MODEL, "503"))
-    for path, more in (("/predict", (_MODEL,)), ("/predict/{model}", ())):
+    for path, more in (("/predict", (_MODEL,)), ("/predict/{model}", ()), ("/predict/{model}/versions/{version}", ())):
         yield _post(
             path, "inference", "predict", "Ask a model the simple way", _predict_answer,
             body=_predict_body, parameters=more, statuses=OF_MODEL,
         )  # fmt: skip
+    yield _get("/", "page", "page", "A page to try models with", {HTML: {"schema": _WORD}}, open=True)
+    yield _get("/docs", "page", "docs", "This document, to be read and tried", {HTML: {"schema": _WORD}}, open=True)
+    yield _get("/page/models.json", "page", "page-models", "What the page asks models by", _json({"type": "array"}))
+    yield _get("/page/live.json", "page", "page-live", "Counts, for its charts", _object("now", "ready", "models"))
     for version in ("", "/versions/{version}", "/labels/{version}"):
         yield from _tensorflow(f"/v1/models/{{model}}{version}", "-label" if "labels" in version else "")
 
@@ -194,5 +199,6 @@ TAGS = {
     "server": "The server itself.",
     "models": "The models that it has.",
     "inference": "Asking them: the Open Inference Protocol, and the simple way.",
+    "page": "For people with a browser.",
     "tensorflow": "As TensorFlow Serving answers; a float that is none is `NaN` or `Infinity` there, which is no JSON.",
 }

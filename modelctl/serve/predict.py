@@ -1,7 +1,7 @@
 """`/predict`: the simple way to ask, for people with curl.
 
     POST /predict                 the only model, or ?model=name
-    POST /predict/name
+    POST /predict/name[/versions/V]
 
 The body is JSON: `{"inputs": {name: nested lists}}`; for a model with one input also `{"inputs": nested lists}` or the
 nested lists alone; or `{"instances": [row, …]}`, a row being nested lists or, with several inputs, `{name: nested
@@ -53,6 +53,9 @@ def routes(app: App) -> Iterable[Route]:
     yield Route("POST", "/predict", chosen)
     for name, (handler, settled) in by_name.items():
         yield Route("POST", f"/predict/{name}", handler, settled)
+        for version in app.models.versions(name):
+            model = app.models.get(name, version)
+            yield Route("POST", f"/predict/{name}/versions/{version}", bound(model), model)
 
 
 def _named(app: App, query: bytes) -> str:

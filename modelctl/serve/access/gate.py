@@ -6,7 +6,7 @@
 
 This is found out from the head of a request, before its body is read; of a model that only the body names, before it
 is asked. Who may not ask a model is told so whether it is there or not. Open to everybody are the two questions of
-health checks, over REST and gRPC, and what browsers ask before a page may.
+health checks, over REST and gRPC, what browsers ask before a page may, and the files of our own page.
 """
 
 import math
@@ -23,6 +23,7 @@ from modelctl.serve.access.callers import EVERYTHING, Caller
 from modelctl.serve.access.kept import Kept
 from modelctl.serve.access.rates import Rates
 from modelctl.serve.heads import Head
+from modelctl.serve.page.assets import PATHS
 from modelctl.serve.refusal import Refused
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ OPEN = frozenset(
         "/inference.GRPCInferenceService/ServerReady",
         "/grpc.health.v1.Health/Check",
         "/grpc.health.v1.Health/Watch",
+        *PATHS,
     }
 )
 LOADS = re.compile(r"/v2/repository/models/.*/(un)?load|/inference\.GRPCInferenceService/RepositoryModel(Unl|L)oad")
