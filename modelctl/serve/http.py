@@ -265,6 +265,12 @@ class App:
             raise self._missing(head.path)
         if head.method == "HEAD" and "GET" in methods:
             return methods["GET"]
+        if "GRPC" in methods:
+            from modelctl.serve.grpc import web
+
+            if head.method == "POST":
+                return Route("POST", head.path, partial(web.ask, self))
+            methods = {"POST": methods["GRPC"]}
         allowed = ", ".join(sorted({*methods, *(["HEAD"] if "GET" in methods else [])}))
         raise Refused(f"{head.path} takes {allowed}", 405, headers=((b"allow", allowed.encode()),))
 
