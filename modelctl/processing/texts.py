@@ -41,7 +41,10 @@ class Texts:
         if sum(map(len, texts)) > MOST_CHARACTERS:
             raise DataError(f"the texts have more than {MOST_CHARACTERS} characters")
         entry = self.entry
-        found = self._tokenizer.encode_batch(list(texts))
+        try:
+            found = self._tokenizer.encode_batch(list(texts)) if len(texts) > 1 else [self._tokenizer.encode(texts[0])]
+        except TypeError as error:  # half of a surrogate pair
+            raise DataError("a text is not a text of Unicode") from error
         length = entry.max_length if entry.pad == "max" else max(1, *(len(one.ids) for one in found))
         if length * len(found) > MOST_TOKENS:
             raise DataError(f"{len(found)} texts of {length} tokens are more than is read at once")
