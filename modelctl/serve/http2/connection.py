@@ -55,7 +55,7 @@ class Http2(asyncio.Protocol):
         self._receivable = CONNECTION_WINDOW
         self._heard = self._idle_frames = self._resets = 0
         self._held = False  # we read no further
-        self._pinged = False
+        self._pinged = -1  # what was heard when it was asked whether the peer is there
         self._ending = 0  # calls of `end`
         self._final = False  # the peer knows which stream was the last
         self._closed = False
@@ -73,9 +73,7 @@ class Http2(asyncio.Protocol):
         """The peer has left, or we have closed."""
         self._closed = True
         self._wire.open.discard(self)
-        for stream in list(self._streams.values()):
-            self._forget(stream)
-            stream.lost()
+        self._lose_all()
 
     def eof_received(self) -> bool:
         """The peer sends no more; it has left, unless an answer is due within this turn of the loop."""
@@ -124,6 +122,7 @@ class Http2(asyncio.Protocol):
                 if ends > size:
                     break
                 place = ends
+                number &= LARGEST_WINDOW  # its first bit means nothing
                 try:
                     if not self._settled or self._block is not None:
                         self._expected(kind, number)
@@ -132,7 +131,7 @@ class Http2(asyncio.Protocol):
                     elif kind == frames.HEADERS:
                         self._headers(flags, number, data[begins:ends])
                     else:
-                        self._control(kind, flags, number & LARGEST_WINDOW, data[begins:ends])
+                        self._control(kind, flags, number, data[begins:ends])
                 except Reset as reset:
                     self._reset(number, reset.code)
         except Broken as broken:
@@ -154,7 +153,7 @@ class Http2(asyncio.Protocol):
             self._settled = True
             if kind != frames.SETTINGS:
                 raise Broken(Code.PROTOCOL_ERROR, "settings do not come first")
-        elif self._block is not None and (kind != frames.CONTINUATION or number & LARGEST_WINDOW != self._block[0]):
+        elif self._block is not None and (kind != frames.CONTINUATION or number != self._block[0]):
             raise Broken(Code.PROTOCOL_ERROR, "a header block does not go on")
 
     def _data(self, flags: int, number: int, payload: bytes) -> None:
@@ -191,9 +190,9 @@ class Http2(asyncio.Protocol):
                     raise Broken(Code.FRAME_SIZE_ERROR, "a priority is cut off")
                 payload = payload[5:]
         if flags & frames.END_HEADERS:
-            self._begin(flags, number & LARGEST_WINDOW, payload)
+            self._begin(flags, number, payload)
         else:
-            self._block = number & LARGEST_WINDOW, flags, [payload]
+            self._block = number, flags, [payload]
 
     def _begin(self, flags: int, number: int, block: bytes) -> None:
         """A header block is complete: a request begins, or ends with trailers."""
@@ -321,18 +320,18 @@ class Http2(asyncio.Protocol):
         if stream is None:
             self._gone_by(number)
             return
-        self._count_reset()
         self._forget(stream)
         stream.lost()
+        self._count_reset()
 
     def _reset(self, number: int, code: Code) -> None:
         """End a stream that can't go on."""
         self.transport.write(frames.rst_stream(number, code))
-        self._count_reset()
         stream = self._streams.get(number)
         if stream is not None:
             self._forget(stream)
             stream.lost()
+        self._count_reset()
 
     def _count_reset(self) -> None:
         self._resets += 1
@@ -369,12 +368,12 @@ class Http2(asyncio.Protocol):
             return "reading", self.sender.sent
         if self._buffer or self._block is not None or not self._settled:
             return "head", self._heard
-        return ("pong" if self._pinged else "idle"), self._heard
+        return ("pong" if self._pinged == self._heard else "idle"), self._heard
 
     def give_up(self, owed: str) -> None:
         """Ask whether the peer is still there, or close, as it has owed this for too long."""
         if owed == "idle" and self._streams:
-            self._pinged = True
+            self._pinged = self._heard
             self.transport.write(frames.frame(frames.PING, 0, 0, b"are you?"))
         elif owed == "idle":
             self._break(Broken(Code.NO_ERROR, "nothing was asked for long"))
@@ -403,8 +402,14 @@ class Http2(asyncio.Protocol):
     def _break(self, broken: Broken) -> None:
         """End the connection, and say why."""
         if not self._closed:
+            self._lose_all()
             self.transport.write(frames.goaway(self._last, broken.code, str(broken)))
             self._close()
+
+    def _lose_all(self) -> None:
+        for stream in list(self._streams.values()):
+            self._forget(stream)
+            stream.lost()
 
     def _close(self) -> None:
         self._closed = True
