@@ -13,16 +13,25 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # W3C WebDriver, "Elements"
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking "
-    "--disable-component-update --disable-sync --no-first-run --no-default-browser-check --hide-scrollbars "
-    "--disable-features=OptimizationHints,MediaRouter,Translate,AutofillServerCommunication"
-).split()
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--no-default-browser-check",
+    "about:blank",
+    "--hide-scrollbars",
+    "--disable-features=OptimizationHints,MediaRouter,Translate,AutofillServerCommunication",
+]
 TAB, SPACE, ENTER = "\ue004", " ", "\ue007"
 LEFT, UP, RIGHT, DOWN, DELETE = "\ue012", "\ue013", "\ue014", "\ue015", "\ue017"
 
@@ -33,7 +42,6 @@ class Browser:
 
     port: int
     session: str = ""
-    _logged: list[dict[str, Any]] = field(default_factory=list)
 
     def command(self, method: str, path: str, body: Any = None) -> Any:
         """What WebDriver answers to a command of this session."""
@@ -57,7 +65,9 @@ class Browser:
 
     def run(self, script: str, *arguments: Any) -> Any:
         """What a script returns; a promise is waited for."""
-        text = f"const done = arguments[arguments.length - 1]; (async (...a) => {{ {script} }})(...arguments).then(done)"
+        text = (
+            f"const done = arguments[arguments.length - 1]; (async (...a) => {{ {script} }})(...arguments).then(done)"
+        )
         return self.command("POST", "/execute/async", {"script": text, "args": list(arguments)})
 
     def find(self, css: str) -> dict[str, str]:
@@ -103,7 +113,9 @@ class Browser:
 
     def size(self, width: int, height: int, dark: bool = False, still: bool = True) -> None:
         """Be as large as that, and in the light or dark."""
-        self.devtools("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
+        self.devtools(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
+        )
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         features += [{"name": "prefers-reduced-motion", "value": "reduce"}] if still else []
         self.devtools("Emulation.setEmulatedMedia", features=features)
@@ -118,10 +130,14 @@ class Browser:
         found = self.command("POST", "/se/log", {"type": "browser"})
         return [one["message"] for one in found if one["level"] in ("SEVERE", "WARNING")]
 
-    def requests(self) -> list[str]:
-        """The addresses that were asked since it was asked last."""
-        found = [json.loads(one["message"])["message"] for one in self.command("POST", "/se/log", {"type": "performance"})]
-        return [one["params"]["request"]["url"] for one in found if one["method"] == "Network.requestWillBeSent"]
+    def requests(self) -> list[tuple[str, str]]:
+        """The addresses that were asked since it was asked last, each with who had it asked: parser, script, other."""
+        logged = self.command("POST", "/se/log", {"type": "performance"})
+        found = [json.loads(one["message"])["message"] for one in logged]
+        sent = [one["params"] for one in found if one["method"] == "Network.requestWillBeSent"]
+        asked = [(one["request"]["url"], one["initiator"]["type"]) for one in sent]
+        inside = ("chrome:", "data:", "blob:", "about:")  # of the browser itself
+        return [one for one in asked if not one[0].startswith(inside)]
 
 
 PAGE = "return document.body.innerText"

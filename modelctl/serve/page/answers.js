@@ -29,14 +29,17 @@ function prediction(one) {
 
 const nameOf = (one) => one.label ?? `class ${one.index}`
 
-/** Names with scores: a bar as long as its share of the largest, of the whole where all lie between 0 and 1. */
+/** Names with scores: bars from 0, on a scale that holds all of them, and 0 to 1 where they are shares. */
 function bars(pairs) {
-  const sizes = pairs.map(([, score]) => Math.abs(score ?? 0))
-  const most = pairs.every(([, score]) => score >= 0 && score <= 1) ? 1 : Math.max(...sizes, 1e-12)
+  const scores = pairs.map(([, score]) => score ?? 0)
+  const low = Math.min(0, ...scores)
+  const high = scores.every((one) => one >= 0 && one <= 1) ? 1 : Math.max(0, ...scores)
+  const at = (score) => ((score - low) / (high - low || 1)) * 100
   return h('ol', { class: 'bars' }, ...pairs.map(([name, score], place) => h('li', { class: score < 0 ? 'below' : '' },
     h('span', { class: 'name' }, name), h('span', { class: 'score' }, told(score)),
     svg('svg', { viewBox: '0 0 100 1', preserveAspectRatio: 'none', 'aria-hidden': 'true' },
-      svg('rect', { width: 100, height: 1, class: 'track' }), svg('rect', { width: (sizes[place] / most) * 100, height: 1, class: 'fill' })))))
+      svg('rect', { width: 100, height: 1, class: 'track' }),
+      svg('rect', { x: at(Math.min(scores[place], 0)), width: Math.abs(at(scores[place]) - at(0)), height: 1, class: 'fill' })))))
 }
 
 /** A tensor: a row of a few scores as bars, else its numbers and what they have in common. */

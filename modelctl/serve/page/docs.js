@@ -19,6 +19,7 @@ async function start() {
   byId('api').replaceChildren(...json.tags.map(({ name, description }) => h('section', { 'aria-labelledby': `tag-${name}` },
     h('h2', { id: `tag-${name}` }, name), h('p', { class: 'quiet' }, description),
     ...all.filter(({ one }) => one.tags[0] === name).map((each) => operation(each, json)))))
+  sift()
 }
 
 /** An operation, filled when it is opened: there are many. */
@@ -76,9 +77,16 @@ function trial(path, method, one) {
   return h('form', { class: 'field', onsubmit: send }, area && h('label', { for: id }, type), area, h('p', { class: 'ways' }, h('button', { class: 'main' }, 'Send')), line, said)
 }
 
-byId('find').addEventListener('input', (event) => {
-  for (const one of document.querySelectorAll('.op')) one.hidden = !one.dataset.path.includes(event.target.value)
-})
+/** Show the paths that are looked for. */
+function sift() {
+  const more = byId('more').checked
+  for (const one of document.querySelectorAll('.op')) {
+    one.hidden = !one.dataset.path.includes(byId('find').value) || (!more && /\/(versions|labels)\//.test(one.dataset.path))
+  }
+}
+
+byId('find').addEventListener('input', sift)
+byId('more').addEventListener('change', sift)
 byId('key').addEventListener('submit', (event) => {
   event.preventDefault()
   caller.key = byId('secret').value.trim()

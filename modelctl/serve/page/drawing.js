@@ -3,6 +3,7 @@
 import { h } from './dom.js'
 
 const SIDE = 280
+const FINE = 16 // pixels of a fine picture for each of a small one, which is their mean
 const STEP = 8
 
 /** A board for pictures of these pixels; `dark`: ink is light on a dark ground, as in MNIST. */
@@ -18,7 +19,7 @@ export function board({ width, height, dark, changed }) {
   const clear = () => {
     ink.fillStyle = dark ? '#000' : '#fff'
     ink.fillRect(0, 0, canvas.width, canvas.height)
-    Object.assign(ink, { strokeStyle: dark ? '#fff' : '#000', lineWidth: SIDE / 13, lineCap: 'round', lineJoin: 'round' })
+    Object.assign(ink, { strokeStyle: dark ? '#fff' : '#000', lineWidth: Math.max(SIDE / 14, (SIDE / width) * 1.4), lineCap: 'round', lineJoin: 'round' })
     empty = true
     changed()
   }
@@ -63,28 +64,26 @@ export function board({ width, height, dark, changed }) {
   return { canvas, clear, isEmpty: () => empty, picture: (centred) => small(canvas, width, height, dark, centred) }
 }
 
-/** A canvas drawn smaller; `centred`: what is inked fills the middle four fifths, as in MNIST. */
+/** A canvas drawn smaller; `centred`: what is inked fills the middle, as in MNIST, or all of a very small one. */
 function small(canvas, width, height, dark, centred) {
-  const out = h('canvas', { width, height })
-  const pen = out.getContext('2d')
+  const fine = h('canvas', { width: width * FINE, height: height * FINE })
+  const pen = fine.getContext('2d')
   pen.fillStyle = dark ? '#000' : '#fff'
-  pen.fillRect(0, 0, width, height)
-  pen.imageSmoothingQuality = 'high'
+  pen.fillRect(0, 0, fine.width, fine.height)
   const box = centred ? inked(canvas, dark) : null
-  if (!box) {
-    pen.drawImage(halved(canvas, width), 0, 0, width, height)
-    return out
-  }
-  const scale = Math.min((width * 0.8) / box.width, (height * 0.8) / box.height)
-  const [w, t] = [box.width * scale, box.height * scale]
-  pen.drawImage(canvas, box.x, box.y, box.width, box.height, (width - w) / 2, (height - t) / 2, w, t)
-  return out
+  if (box) {
+    const share = Math.min(width, height) > 16 ? 20 / 28 : 1
+    const scale = Math.min((fine.width * share) / box.width, (fine.height * share) / box.height)
+    const [wide, tall] = [box.width * scale, box.height * scale]
+    pen.drawImage(canvas, box.x, box.y, box.width, box.height, (fine.width - wide) / 2, (fine.height - tall) / 2, wide, tall)
+  } else pen.drawImage(canvas, 0, 0, fine.width, fine.height)
+  return halved(fine, width)
 }
 
-/** A canvas halved until it is less than twice as wide: browsers blend no more than a few pixels at once. */
-export function halved(canvas, width) {
+/** A canvas halved as long as it is twice as wide: browsers blend no more than a few pixels at once. */
+function halved(canvas, width) {
   let one = canvas
-  while (one.width >= width * 4) {
+  while (one.width >= width * 2) {
     const next = h('canvas', { width: one.width >> 1, height: Math.max(one.height >> 1, 1) })
     next.getContext('2d').drawImage(one, 0, 0, next.width, next.height)
     one = next

@@ -8,7 +8,7 @@ export function chainOf(records) {
   const told = new Set()
   const node = (record) => {
     const again = told.has(record.digest)
-    told.add(record.digest)
+    if (record !== records[0]) told.add(record.digest) // a step may leave the bytes as they were
     const parents = again ? [] : record.parents.map((one) => known.get(one) ?? { name: 'not told of', digest: one, parents: [], figures: [] })
     return h('li', { class: parents.length ? '' : 'root' },
       h('article', {},

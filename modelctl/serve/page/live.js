@@ -6,7 +6,7 @@ import { h, milliseconds, svg } from './dom.js'
 const SECONDS = 60
 const [WIDTH, HEIGHT] = [300, 64]
 
-/** Draw into `place` what `chosen()` → [name, version] is asked, as long as the page is looked at. */
+/** Draw into `place` what `chosen()` → [name, version] is asked, as long as the page is looked at; → look now. */
 export function watch(place, chosen) {
   const rate = graph('Requests a second', ['rate'])
   const latency = graph('Time in queue and model', ['p50', 'p99'])
@@ -28,7 +28,7 @@ export function watch(place, chosen) {
     const latest = points.at(-1)
     rate.draw([points.map((one) => one.rate)], [latest ? `${Math.round(latest.rate)}/s` : '–'])
     latency.draw(['p50', 'p99'].map((key) => points.map((one) => one[key])), ['p50', 'p99'].map((key) => milliseconds(lastOf(points, key))))
-    total.textContent = `${now.requests.toLocaleString('en')} requests, ${now.errors.toLocaleString('en')} of them answered with an error`
+    total.textContent = `So far ${now.requests.toLocaleString('en')} asked, ${now.errors.toLocaleString('en')} refused or failed`
     return true
   }
   const turn = async () => {
@@ -37,6 +37,7 @@ export function watch(place, chosen) {
     if (goes) setTimeout(turn, 1000)
   }
   turn()
+  return () => look().catch(() => {})
 }
 
 const lastOf = (points, key) => points.findLast((one) => one[key] !== null)?.[key] ?? null

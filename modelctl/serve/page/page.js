@@ -8,7 +8,7 @@ import { chainOf } from './lineage.js'
 import { watch } from './live.js'
 import { tensorEditor } from './tensors.js'
 
-const state = { models: [], model: null, version: null, editors: [], asked: 0 }
+const state = { models: [], model: null, version: null, editors: [], asked: 0, look: () => {} }
 
 async function start() {
   const { status, json } = await ask({ path: '/page/models.json' })
@@ -21,7 +21,7 @@ async function start() {
   byId('pick-model').hidden = state.models.length === 1
   const [, name, version] = /^(.*)@(.*)$/.exec(decodeURIComponent(location.hash.slice(1))) ?? []
   choose(name, version)
-  watch(byId('live'), () => [state.model.name, state.version.version])
+  state.look = watch(byId('live'), () => [state.model.name, state.version.version])
 }
 
 /** Ask for a key: the server wants one. */
@@ -46,6 +46,7 @@ function choose(name, version) {
   byId('manifest').open = false
   fields()
   quiet()
+  state.look()
 }
 
 /** The editors of what the chosen model takes. */

@@ -1,9 +1,10 @@
-"""Models for a person to try: one of digits that truly reads them, one of a table, one of bare tensors."""
+"""Models for a person to try: one of digits that truly reads them, and others of a table, of texts, of bare tensors."""
 
 from pathlib import Path
 
 import numpy as np
 import servers
+import words
 from onnx import helper
 
 from modelctl.data import digits
@@ -48,7 +49,7 @@ def linear(path: Path) -> Path:
 def readable(folder: Path) -> Path:
     """`digits.onnx`: pictures in, the three likeliest digits out; made in two steps."""
     labels = folder / "labels.txt"
-    labels.write_text("\n".join("zero one two three four five six seven eight nine".split()))
+    labels.write_text("\n".join(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]))
     source = Source.parse(str(linear(folder / "linear.onnx")))
     options = ExportOptions(preprocess=("image:8x8,gray",), postprocess=(f"softmax,top-k=3,labels={labels}",))
     first = export(source, folder / "exported.onnx", options)
@@ -70,6 +71,15 @@ def houses(folder: Path) -> Path:
     return export(Source.parse(str(plain)), folder / "houses.onnx", options).path
 
 
+def meanings(folder: Path) -> Path:
+    """`meanings.onnx`: a vector of length 1 for a text."""
+    told = words.tokenizer(folder / "tokenizer.json", pad_id=0)
+    source = Source.parse(str(words.encoder(folder / "net.onnx")))
+    options = ExportOptions(preprocess=(f"text:{told},max-length=16",), postprocess=("pool,normalize",), threads=1)
+    return export(source, folder / "meanings.onnx", options).path
+
+
 def zoo(folder: Path) -> list[Path]:
-    """Those two, one of digits that declares nothing, and one of several tensors."""
-    return [readable(folder), houses(folder), linear(folder / "bare.onnx"), servers.pair(folder / "pair.onnx")]
+    """Those three, one of digits that declares nothing, and one of several tensors."""
+    made = [readable(folder), houses(folder), meanings(folder)]
+    return [*made, linear(folder / "bare.onnx"), servers.pair(folder / "pair.onnx")]
