@@ -196,9 +196,12 @@ class Visit:
     def check(self, name: str) -> None:
         """`Refused` 403 unless the caller may have to do with the model of that name."""
         if self.caller is not None and not self.caller.asks(name):
-            from modelctl.serve.access.gate import forbidden
+            raise self._not_this_model(self.caller)
 
-            raise forbidden(self.caller, "ask this model")
+    def _not_this_model(self, caller: "Caller") -> Refused:
+        from modelctl.serve.access import gate
+
+        return gate.forbidden(caller, gate.THIS_MODEL)
 
     @property
     def routed(self) -> bool:
@@ -214,10 +217,14 @@ class Visit:
         return self.visits.origins is not None and self.visits.origins.welcomes(origin)
 
     def failed(self, error: Refused) -> Refused:
-        """What is told of a refusal: not which models there are to whom may not know of all."""
+        """What is told of a refusal: neither which models there are nor what they take to whom may not know of them."""
+        caller, model = self.caller, self.request.model
+        if caller is not None and caller.limited:
+            if (error.status == 404 and self.routed) or (model is not None and not caller.asks(model.name)):
+                error = self._not_this_model(caller)
+            elif error.status == 404:
+                error = Refused("nothing is there, or nothing that may be asked with this key", 404, error.kind)
         self.kind = error.kind
-        if error.status == 404 and self.caller is not None and self.caller.limited:
-            return Refused("nothing is there, or nothing that may be asked with this key", 404, error.kind)
         return error
 
     def leave(self, request: Request, answer: Answer) -> None:

@@ -42,6 +42,7 @@ OPEN = frozenset(
 )
 LOADS = re.compile(r"/v2/repository/models/.*/(un)?load|/inference\.GRPCInferenceService/RepositoryModel(Unl|L)oad")
 MODEL = re.compile(r"/(?:v1/models|v2/models|v2/repository/models|predict)/([^/]+)")
+THIS_MODEL = "ask this model, or there is none"  # the same is said of both
 CHALLENGE = b'Bearer realm="modelctl"'
 TOKEN_BYTES = 16 << 10
 
@@ -111,7 +112,7 @@ class Gate:
 def check_model(caller: Caller, name: str) -> None:
     """`Refused` 403 unless he may ask the model of that name, or would if it were there."""
     if not caller.asks(name):
-        raise forbidden(caller, "ask this model")
+        raise forbidden(caller, THIS_MODEL)
 
 
 def unknown(message: str, more: bytes = b"") -> Refused:
