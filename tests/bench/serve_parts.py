@@ -11,20 +11,23 @@ import tempfile
 import time
 from collections.abc import Callable
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import onnxruntime as ort
 import uvloop
+from PIL import Image
 
-from modelctl.options import ServeOptions
+from modelctl.options import ExportOptions, ServeOptions
 from modelctl.serve import openinference
 from modelctl.serve.connections import Connection, Wire
 from modelctl.serve.heads import Heads
 from modelctl.serve.http import Answer, App, Request
 from modelctl.serve.models import Models, load_all
 from modelctl.serve.plans import HEADER_LENGTH, Plans, recall_answer
+from modelctl.steps.export import Source, export
 
 bench: Any = import_module("serve")  # beside this file; mypy takes tests/serve for it
 CLIENTS = 32
@@ -94,6 +97,7 @@ def main() -> None:
         bench.write_scripts(folder)
         bodies = {kind: (folder / f"{kind}.body").read_bytes() for kind in ("binary", "json")}
         models = load_all([str(folder / "mlp.onnx")], ServeOptions())
+        pictured = load_all([str(declared(folder / "mlp.onnx", folder / "pictures.onnx"))], ServeOptions())
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         session = ort.InferenceSession(folder / "mlp.onnx", options)
@@ -103,6 +107,7 @@ def main() -> None:
     loop = uvloop.new_event_loop()
     for kind, body in bodies.items():
         figures |= {f"{kind}, {what}": cost for what, cost in parts(loop, models, kind, body).items()}
+    figures |= {f"PNG of 28×28, {what}": cost for what, cost in picture_parts(loop, pictured).items()}
     print(f"{'':34}{'CPU µs':>8}{'of raw':>8}")
     for what, cost in figures.items():
         print(f"{what:34}{cost:8.1f}{cost / raw:8.2f}")
@@ -127,6 +132,34 @@ def parts(loop: asyncio.AbstractEventLoop, models: Models, kind: str, body: byte
         "body, the long way": best(each(lambda: openinference.read(body, length, model)), 2000),
         "answer, as one before": best(each(lambda: recall_answer(asked, outputs)), 5000),
         "head, the long way": best(each(lambda: Heads().read(head)), 2000),
+    }
+
+
+def declared(source: Path, out: Path) -> Path:
+    """The same model, which takes pictures and answers with the three likeliest classes."""
+    options = ExportOptions(preprocess=("image:28x28,gray,flat",), postprocess=("softmax,top-k=3",))
+    export(Source.parse(str(source)), out, options)
+    return out
+
+
+def picture_parts(loop: asyncio.AbstractEventLoop, models: Models) -> dict[str, float]:
+    """CPU time of each part of one picture sent to `/predict`."""
+    around = models.get("pictures").declared
+    assert around is not None
+    assert around.before is not None
+    assert around.after is not None
+    before, after = around.before, around.after
+    file = BytesIO()
+    Image.fromarray(np.random.default_rng(2).integers(0, 256, (28, 28), dtype=np.uint8)).save(file, "PNG")
+    body = file.getvalue()
+    head = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nContent-Type: image/png\r\n"
+    head += b"Content-Length: %d\r\n\r\n" % len(body)
+    outputs = {"y": np.random.default_rng(3).random((1, 10), dtype=np.float32)}
+    return {
+        "whole": best(whole(loop, models, head + body), 3200),
+        "decoded by Pillow alone": best(each(lambda: np.asarray(Image.open(BytesIO(body)))), 2000),
+        "made a tensor": best(each(lambda: before.feeds([body])), 2000),
+        "softmax and top 3": best(each(lambda: after.predictions(outputs, {})), 2000),
     }
 
 
