@@ -34,7 +34,7 @@ class StepOptions(Options):
 
 # Knobs that several steps have.
 DATA = Knob(
-    "samples: .npz, .csv, .parquet, a folder of IDX files or of .npz, or module:function; "
+    "samples: .npz, .csv, .parquet, a folder of IDX files, of .npz or of pictures, or module:function; "
     "with #split=train|test, #limit=N, #target=column",
     remembered=Remembered.DATA,
 )

@@ -131,7 +131,7 @@ class Before:
 
             size = sum(len(one) for one in held if isinstance(one, str))
             return Taken(lambda: maker.tensors(held), size <= QUICK_CHARACTERS)
-        return _pictures(entry, maker, [_bytes(one) for one in held])
+        return _pictures(entry, maker, held)
 
     def _field(self, name: str, instance: Any) -> Any:
         """What an instance has for an entry that takes one thing."""
@@ -142,21 +142,29 @@ class Before:
         return instance
 
 
-def _pictures(entry: chains.Image, maker: Any, files: list[bytes]) -> Taken:
+def _pictures(entry: chains.Image, maker: Any, held: list[Any]) -> Taken:
     from modelctl.processing import images
 
     size = entry.height * entry.width * entry.channels * 4
-    if size * len(files) > MOST_BYTES:
-        raise DataError(f"{len(files)} pictures are more than are read at once")
-    quick = len(files) <= _QUICK_PICTURES and all(len(data) <= images.QUICK_BYTES for data in files)
-    ready = [images.opened(data) for data in files] if quick else None
-    quick = ready is not None and size <= images.QUICK_PIXELS * 4 and all(map(images.is_quick, ready))
+    if size * len(held) > MOST_BYTES:
+        raise DataError(f"{len(held)} pictures are more than are read at once")
+    ready: list[Any] | None = None
+    if len(held) <= _QUICK_PICTURES and size <= images.QUICK_PIXELS * 4 and all(map(_is_short, held)):
+        ready = [images.opened(_bytes(one)) for one in held]
 
     def feeds() -> Feeds:
-        rows = [maker.row(one) for one in ready or map(images.opened, files)]
+        rows = [maker.row(one) for one in ready or (images.opened(_bytes(one)) for one in held)]
         return {entry.input: np.stack(rows) if len(rows) > 1 else rows[0][None]}
 
-    return Taken(feeds, quick)
+    return Taken(feeds, ready is not None and all(map(images.is_quick, ready)))
+
+
+def _is_short(value: Any) -> bool:
+    """Whether a picture is so few bytes that its head is read in no time."""
+    from modelctl.processing.images import QUICK_BYTES
+
+    inner = value.get("b64") if isinstance(value, Mapping) else value
+    return not isinstance(inner, str | bytes) or len(inner) <= (QUICK_BYTES if isinstance(inner, bytes) else 6000)
 
 
 def _bytes(value: Any) -> bytes:

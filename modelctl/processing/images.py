@@ -51,6 +51,7 @@ _UNSOUND = (
 
 # Pillow refuses at once what has twice as many, and would only warn of what has more.
 Pillow.MAX_IMAGE_PIXELS = MOST_PIXELS
+warnings.filterwarnings("ignore", module=r"PIL\b")  # what it has against a picture is nothing for a server's stderr
 warnings.simplefilter("error", Pillow.DecompressionBombWarning)
 
 

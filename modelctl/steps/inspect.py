@@ -92,6 +92,8 @@ def _lines(model: Artifact, facts: dict[str, Any]) -> Iterator[str]:
         yield f"  file: {file['path']}  {file['size']} bytes{odd}"
     yield from (f"  input: {_spec(one)}" for one in model.manifest.inputs)
     yield from (f"  output: {_spec(one)}" for one in model.manifest.outputs)
+    yield from (f"  before: {_entry(one)}" for one in facts["preprocess"])
+    yield from (f"  after: {_entry(one)}" for one in facts["postprocess"])
     if made := model.manifest.made_by:
         yield f"  made by: {made.step} {made.version}"
         yield from (f"  {line}" for line in lineage.chain(model.manifest))
@@ -101,6 +103,13 @@ def _lines(model: Artifact, facts: dict[str, Any]) -> Iterator[str]:
     if facts["sealed"]:
         yield from (f"  opened by: {one['type']} {one['kid']}" for one in facts["sealed"]["recipients"])
     yield from _signature_lines(facts["signature"], model.manifest_sha256)
+
+
+def _entry(entry: dict[str, Any]) -> str:
+    """An entry of what is declared before or after the model, its lists by their length."""
+    told = [f"{name}={value}" for name, value in entry.items() if name != "do" and not isinstance(value, list | tuple)]
+    told += [f"{name}={len(value)}" for name, value in entry.items() if isinstance(value, list | tuple) and value]
+    return " ".join([entry["do"], *(one for one in told if not one.endswith(("=None", "=False")))])
 
 
 def _signature_lines(signature: dict[str, Any] | None, manifest: str | None) -> Iterator[str]:

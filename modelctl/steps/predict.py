@@ -69,15 +69,16 @@ def _opened(model: Artifact, options: PredictOptions, progress: Progress) -> Pay
 
 def _asked(inputs: Sequence[str], before: Before | None, session: Session) -> Iterator[tuple[list[str], Feeds]]:
     """Tensors, and of each of their rows where it comes from; raw instances some at a time."""
+    together = next((one.shape[0] for one in session.inputs if isinstance(one.shape[0], int)), TOGETHER)
     waiting: list[tuple[str, Any]] = []
     for text in inputs:
         if text.endswith(".npz") or before is None:
-            yield from _batches(text, _tensors(text, session), session)
+            yield from _batches(text, _tensors(text, session), together)
             continue
         waiting += _instances(text, before)
-        while len(waiting) >= TOGETHER:
-            yield _together(waiting[:TOGETHER], before)
-            del waiting[:TOGETHER]
+        while len(waiting) >= together:
+            yield _together(waiting[:together], before)
+            del waiting[:together]
     if waiting and before is not None:
         yield _together(waiting, before)
 
@@ -157,10 +158,9 @@ def _tensors(text: str, session: Session) -> Samples:
     return checked(Samples(held), session.inputs, _short(text))
 
 
-def _batches(text: str, held: Samples, session: Session) -> Iterator[tuple[list[str], Feeds]]:
-    fixed = next((one.shape[0] for one in session.inputs if isinstance(one.shape[0], int)), None)
+def _batches(text: str, held: Samples, together: int) -> Iterator[tuple[list[str], Feeds]]:
     first = 0
-    for batch in held.batches(fixed or TOGETHER):
+    for batch in held.batches(together):
         yield [f"{_short(text)}[{first + place}]" for place in range(len(batch))], dict(batch.inputs)
         first += len(batch)
 
