@@ -34,8 +34,10 @@ def check(
 ) -> dict[str, Any]:
     """What was measured: `instances`, and of their answers the share `alike`; CheckFailed where tensors differ.
 
-    UsageError where the source can't take what is made of an instance, or nothing can be made of its outputs.
+    UsageError where the source can't take what is made of an instance, or nothing can be made of its outputs;
+    UnsupportedError for an extra that is missing.
     """
+    _ = before.makers  # an extra that is missing is told before anything is made up
     fixed = {spec.shape[0] for spec in inputs if spec.shape and isinstance(spec.shape[0], int)}
     batches = BATCHES if not fixed else (int(fixed.pop()),) * 3
     instances = made_up.instances(before.entries, sum(batches), seed)

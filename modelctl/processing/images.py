@@ -1,12 +1,14 @@
 """Pictures to tensors: PNG, JPEG, WebP, GIF (its first frame) and BMP, decoded by Pillow within limits.
 
-A picture may have `MOST_PIXELS`, and no step on its way more than that; so a decoder holds some hundred megabytes at
-most, whatever a file of few bytes claims to be.
+A picture may have `MOST_PIXELS`, and no step on its way more than that; large ones are decoded one at a time. So what
+is held is half a gigabyte at most, whatever a file of few bytes claims to be.
 """
 
 import struct
+import threading
 import warnings
 import zlib
+from contextlib import nullcontext
 from io import BytesIO
 from typing import Any
 
@@ -38,8 +40,10 @@ FORMATS = tuple(
     if plugin.format
 )
 MOST_PIXELS = 1 << 25
+LARGE_PIXELS = 1 << 22
 QUICK_BYTES = 4096  # what is no longer, and has no more pixels, takes far less than a millisecond
 QUICK_PIXELS = 1 << 14
+_ONE_AT_A_TIME = threading.Lock()
 _TURNED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # of `info`: where an orientation may stand
 _FILTERS: dict[str, Pillow.Resampling] = {name: Pillow.Resampling[name.upper()] for name in chains.FILTERS}
 # What Pillow raises on bytes that are no sound picture.
@@ -84,8 +88,10 @@ class Pictures:
     def row(self, picture: Picture) -> Array:
         """One picture as the model takes it, without the first axis; DataError if it is not sound."""
         entry = self.entry
+        is_large = picture.width * picture.height > LARGE_PIXELS
         try:
-            shades = np.asarray(self._fitted(_turned(picture)))
+            with _ONE_AT_A_TIME if is_large else nullcontext():
+                shades = np.asarray(self._fitted(_turned(picture)))
         except DataError:
             raise
         except _UNSOUND as error:
@@ -139,7 +145,7 @@ def _colored(picture: Picture, mode: str, background: int) -> Picture:
         picture = Pillow.fromarray((np.clip(shades, 0, 65535) >> 8).astype(np.uint8))
     elif picture.has_transparency_data:
         below = Pillow.new("RGBA", picture.size, (background, background, background, 255))
-        picture = Pillow.alpha_composite(below, picture.convert("RGBA"))
+        picture = Pillow.alpha_composite(below, picture if picture.mode == "RGBA" else picture.convert("RGBA"))
     return picture if picture.mode == mode else picture.convert(mode)
 
 

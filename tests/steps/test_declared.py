@@ -117,6 +117,31 @@ def test_an_export_of_an_export_keeps_replaces_or_takes_away(declared: Artifact,
     assert "raw" not in bare.manifest.metrics["parity"]
 
 
+def test_a_factory_is_proven_from_raw_input_to_answer(here: Path, capsys: Capture) -> None:
+    (here / "author.py").write_text(
+        "import torch\n\ndef build():\n    torch.manual_seed(1)\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 6 * 7, 4))\n"
+    )
+    words = ["--input", "x:float32[batch,6,7,3]", "--preprocess", "image:imagenet,crop", "--postprocess", AFTER]
+    assert status_of(["export", "author:build", "-o", "made.onnx", *words, "-q", "--threads", "1"]) == 0
+    made = Artifact.open(here / "made.onnx").manifest
+    (entry,) = made.preprocess
+    assert isinstance(entry, chains.Image)
+    assert (entry.height, entry.width, entry.layout, entry.color) == (6, 7, "nhwc", "rgb")
+    assert made.metrics["parity"]["raw"]["alike"] == 1.0
+
+
+def test_a_batch_of_one_is_asked_one_by_one(here: Path, folder: Path) -> None:
+    nets.save(nets.convolutional(1), here / "one.onnx")
+    options = ExportOptions(preprocess=(PICTURE,), postprocess=("argmax",), threads=1)
+    made = export(Source.parse("one.onnx"), here / "one-d.onnx", options)
+    files = list(map(str, sorted(folder.glob("*/*.png"))[::60]))
+    found = predict(made, files, PredictOptions(threads=1)).facts["predictions"]
+    whole = export(Source.parse("net.onnx"), here / "many.onnx", options)
+    wanted = predict(whole, files, PredictOptions(threads=1)).facts["predictions"]
+    assert [one["index"] for one in found] == [one["index"] for one in wanted]
+
+
 def test_what_does_not_fit_is_exit_2_and_leaves_nothing(here: Path, capsys: Capture) -> None:
     for flag, text, words in (
         ("--preprocess", "image:9x9", "makes float32[N,1,9,9], and the model takes x:float32[batch,1,8,8]"),
