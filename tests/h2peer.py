@@ -116,7 +116,7 @@ class Peer:
 
     def block(self, fields: Fields) -> bytes:
         """A header block, indexed as clients do."""
-        return cast(bytes, self.encoder.encode(fields))
+        return self.encoder.encode(fields)
 
     def headers(self, number: int, fields: Fields, flags: int = END_HEADERS) -> bytes:
         """A HEADERS frame."""
@@ -156,7 +156,8 @@ class Peer:
             reply.body += payload
         elif kind == frames.HEADERS:
             assert not reply.ended and flags & END_HEADERS
-            fields = {name.lower(): value for name, value in self._decoder.decode(payload)}
+            fields = {str(name): str(value) for name, value in self._decoder.decode(payload)}
+            assert all(name == name.lower() for name in fields)
             if reply.headers:
                 reply.trailers = fields
             else:
@@ -223,7 +224,7 @@ class Caller(Peer):
             self.pipe.sent += data
             self.read()
 
-    def begin(self, path: str, *messages: bytes, flags: int = END_STREAM, **more: str) -> int:
+    def begin(self, path: str, *messages: bytes, flags: int = END_STREAM, **more: Any) -> int:
         """Begin a call and send messages; its stream."""
         self.last += 2
         fields = [*POST[:2], (":path", path), (":authority", "x"), ("te", "trailers")]
@@ -240,7 +241,7 @@ class Caller(Peer):
         if flags:
             self.feed(frames.frame(frames.DATA, flags, number))
 
-    def call(self, path: str, message: bytes, **more: str) -> tuple[bytes, dict[str, str]]:
+    def call(self, path: str, message: bytes, **more: Any) -> tuple[bytes, dict[str, str]]:
         """The message and the trailers that a call is answered with."""
         number = self.begin(path, message, **more)
         self.wait(lambda: self.replies.get(number, Reply()).ended)

@@ -113,11 +113,10 @@ class Line(Protocol):
 class CallRequest(Request):
     """A call, or a message of one; `deadline` is by the clock of `time.monotonic`."""
 
-    __slots__ = ("deadline", "line", "talk")
-
-    deadline: float | None
-    line: Line | None  # there is one where messages come one after the other
-    talk: Talk | None
+    # What most calls have not got is told by the class, and costs them nothing.
+    deadline: float | None = None
+    line: Line | None = None  # there is one where messages come one after the other
+    talk: Talk | None = None
 
     def refused(self, error: Refused) -> Answer:
         """The answer to a call that failed."""
@@ -176,8 +175,6 @@ def trailers_frame(trailers: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 def only_message(body: bytes, call: Call, limit_bytes: int) -> bytes:
     """The one message of a call that has but one."""
-    if body[:1] == b"\0" and int.from_bytes(body[1:PREFIX_BYTES], "big") == len(body) - PREFIX_BYTES:
-        return body[PREFIX_BYTES:]
     if len(body) < PREFIX_BYTES or int.from_bytes(body[1:PREFIX_BYTES], "big") != len(body) - PREFIX_BYTES:
         raise Refused("the call has not exactly one message, whole")
     return unpacked(body[0], body[PREFIX_BYTES:], call, limit_bytes)

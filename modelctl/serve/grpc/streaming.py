@@ -33,9 +33,7 @@ def begin(app: App, request: Request) -> None:
 class _Question(CallRequest):
     """One of a stream's questions; `answer` is what it was answered, the message that tells of it."""
 
-    __slots__ = ("answer",)
-
-    answer: bytes | None
+    answer: bytes | None = None
 
     def refused(self, error: Refused) -> Answer:
         """The answer to a question that failed."""
@@ -64,8 +62,7 @@ class _Questions:
 
     def heard(self, data: bytes) -> None:
         question = _Question(self._head, data, self._answered)
-        question.deadline, question.line, question.talk = self._request.deadline, None, None
-        question.answer = None
+        question.deadline = self._request.deadline
         self._waiting.append(question)
         try:
             self._line.enter(question)

@@ -96,14 +96,15 @@ class CallStream(Stream):
         """Its head is here, and a message will follow."""
         call: Call = self.call
         self.request = request = CallRequest(self.head, b"", self.send)
-        request.deadline = call.deadline()
-        request.line = request.talk = None
-        try:
-            self.enter(request)
-            if call.refused is not None:
-                raise call.refused
-        except Refused as refused:
-            self.connection.app.refuse(request, refused)
+        if call.timeout_s is not None:
+            request.deadline = call.deadline()
+        if call.refused is not None or self.connection.guest is not None:
+            try:
+                self.enter(request)
+                if call.refused is not None:
+                    raise call.refused
+            except Refused as refused:
+                self.connection.app.refuse(request, refused)
 
     def complete(self, body: bytes) -> None:
         """The message is there."""
@@ -111,14 +112,16 @@ class CallStream(Stream):
             self.begin()
         if self.over:
             return
-        app, call = self.connection.app, self.call
-        request = self.request
-        assert request is not None  # a call whose head ends it has no message
-        try:
-            request.body = only_message(body, call, app.limit_bytes)
-        except Refused as refused:
-            app.refuse(request, refused)
-            return
+        app, request = self.connection.app, self.request
+        assert request is not None
+        if body[:1] == b"\0" and int.from_bytes(body[1:PREFIX_BYTES], "big") == len(body) - PREFIX_BYTES:
+            request.body = body[PREFIX_BYTES:]
+        else:
+            try:
+                request.body = only_message(body, self.call, app.limit_bytes)
+            except Refused as refused:
+                app.refuse(request, refused)
+                return
         app.handle(request)
 
     def send(self, request: Request, answer: Answer) -> None:
@@ -129,10 +132,7 @@ class CallStream(Stream):
         if request.held_bytes:
             self.connection.app.release(request)
         if answer.status == 200:
-            body = answer.body
-            tail = tail_of(request.model, answer.headers)
-            message = b"\0%b%b" % (len(body).to_bytes(4, "big"), body)
-            self.connection.sender.answer(self, OPENING, message, tail)
+            self.connection.sender.message(self, OPENING, answer.body, tail_of(request.model, answer.headers))
         else:
             self.connection.sender.answer(self, _failed(request, answer), b"", b"")
 
@@ -159,7 +159,7 @@ class MessageStream(Stream):
         self.begun = self.delivering = False
         self.timer: asyncio.TimerHandle | None = None
         self.request = request = CallRequest(self.head, b"", self.send)
-        request.deadline, request.line, request.talk = self.call.deadline(), self, None
+        request.deadline, request.line = self.call.deadline(), self
         app = self.connection.app
         try:
             self.enter(request)
@@ -171,6 +171,10 @@ class MessageStream(Stream):
         app.handle(request)
         if self.call.timeout_s is not None and not self.over:
             self.timer = asyncio.get_running_loop().call_later(self.call.timeout_s, self._late)
+
+    def whole(self, data: bytes) -> None:
+        """All that there is left of messages."""
+        self.take(data)
 
     def take(self, data: bytes) -> None:
         """Some bytes of messages; with `ended`, the last ones."""

@@ -44,7 +44,6 @@ def ask(app: App, request: Request) -> None:
     if kind.removesuffix(b"+proto") not in (WEB, WEB_TEXT):
         raise Refused("this is called by gRPC over HTTP/2, or by gRPC-Web: application/grpc-web", 415)
     inner = CallRequest(request.head._replace(method=METHOD), b"", lambda _, answer: line.end(answer))
-    inner.deadline = inner.talk = None
     inner.visit = request.visit
     line = inner.line = _Line(app, request, inner, kind, text)
     try:

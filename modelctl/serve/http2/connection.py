@@ -1,11 +1,8 @@
 """A connection that speaks HTTP/2 (RFC 9113): frames in, streams led to the application, answers out as windows allow.
 
-What a peer may ask of us is bounded: streams at once, bytes of headers, frames that bring nothing (PING, SETTINGS,
-empty DATA) and streams that are reset, both counted from one sweep to the next. Who asks more is told so by GOAWAY. A
-header block and the first bytes of a frame are held until the rest has come, bodies as HTTP/1.1's are.
-
-At the end of the server the peer is told twice: first that the end is near (GOAWAY of the largest stream), then, once
-it has had the time to hear that (it answers a PING), which stream was the last one. None that it began before is lost.
+What a peer may ask of us is bounded: streams at once, bytes of headers, answers that it does not let us send, and what
+`control` counts. Who asks more is told so by GOAWAY. A header block and the first bytes of a frame are held until the
+rest has come, bodies as HTTP/1.1's are.
 """
 
 import asyncio
@@ -16,6 +13,7 @@ from modelctl.serve.grpc.streams import stream_of
 from modelctl.serve.http2 import frames
 from modelctl.serve.http2.answers import Answers
 from modelctl.serve.http2.blocks import BLOCK_LIMIT_BYTES, LIST_LIMIT_BYTES, Blocks, check_fields
+from modelctl.serve.http2.control import Control
 from modelctl.serve.http2.frames import LARGEST_WINDOW, Broken, Code, Reset
 from modelctl.serve.http2.sending import Sender
 from modelctl.serve.http2.streams import WINDOW, Stream
@@ -23,13 +21,8 @@ from modelctl.serve.http2.streams import WINDOW, Stream
 STREAMS = 256  # at once
 FRAME_BYTES = 1 << 16  # of a frame that we take
 CONNECTION_WINDOW = 1 << 24  # bytes that may be under way over all streams
-IDLE_FRAMES = 1000  # from one sweep to the next, of those that bring nothing
-RESETS = 500  # from one sweep to the next
 CONTINUATIONS = 16  # of one header block
 UNSENT_BYTES = 1 << 26  # of answers that wait for the peer's leave, before it is refused further ones
-FAREWELL = b"farewell"
-FAREWELL_TURNS = 50  # calls of `end` that the peer has to hear of the end
-
 _SETTINGS = {
     frames.MAX_CONCURRENT_STREAMS: STREAMS,
     frames.INITIAL_WINDOW_SIZE: WINDOW,
@@ -47,17 +40,16 @@ class Http2(asyncio.Protocol):
         self.answers = Answers(wire)
         self._wire = wire
         self._blocks = Blocks(stream_of)
+        self._control = Control(self)
         self._buffer = b""  # received, and not yet understood
         self._greeted = self._settled = False  # the preface is there; the settings behind it are
         self._block: tuple[int, int, list[bytes]] | None = None  # a header block that goes on: stream, flags, pieces
-        self._streams: dict[int, Stream] = {}
-        self._last = 0  # the largest stream that the peer has begun
+        self.streams: dict[int, Stream] = {}
+        self.last = 0  # the largest stream that the peer has begun
         self._receivable = CONNECTION_WINDOW
-        self._heard = self._idle_frames = self._resets = 0
+        self._heard = 0  # how often
         self._held = False  # we read no further
         self._pinged = -1  # what was heard when it was asked whether the peer is there
-        self._ending = 0  # calls of `end`
-        self._final = False  # the peer knows which stream was the last
         self._closed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -77,10 +69,10 @@ class Http2(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The peer sends no more; it has left, unless an answer is due within this turn of the loop."""
-        self._final = True
+        self._control.final = True
         if self.transport.get_extra_info("sslcontext") is not None:
             return False  # TLS has no half of a connection
-        requests = [one.request for one in self._streams.values()]
+        requests = [one.request for one in self.streams.values()]
         return not self._closed and any(one is not None and one.job is not None and one.job.inline for one in requests)
 
     def pause_writing(self) -> None:
@@ -126,12 +118,16 @@ class Http2(asyncio.Protocol):
                 try:
                     if not self._settled or self._block is not None:
                         self._expected(kind, number)
-                    if kind == frames.DATA:
+                    if kind == frames.HEADERS and flags == frames.END_HEADERS:
+                        place = self._request(number, data, begins, ends)
+                    elif kind == frames.DATA:
                         self._data(flags, number, data[begins:ends])
                     elif kind == frames.HEADERS:
                         self._headers(flags, number, data[begins:ends])
+                    elif kind == frames.CONTINUATION:
+                        self._continue(flags, data[begins:ends])
                     else:
-                        self._control(kind, flags, number, data[begins:ends])
+                        self._control.take(kind, flags, number, data[begins:ends])
                 except Reset as reset:
                     self._reset(number, reset.code)
         except Broken as broken:
@@ -140,6 +136,23 @@ class Http2(asyncio.Protocol):
         if self._held and not self._closed and len(self._buffer) <= AHEAD_BYTES:
             self._held = False
             self.transport.resume_reading()
+
+    def _request(self, number: int, data: bytes, begins: int, ends: int) -> int:
+        """A request begins; the place behind it, if all of its body is in the next frame, as nearly always it is."""
+        if number > self.last and len(data) - ends >= frames.HEAD_BYTES:
+            high, low, kind, flags, other = frames.head_at(data, ends)
+            place = ends + frames.HEAD_BYTES
+            size: int = high << 8 | low
+            if kind == frames.DATA and flags == frames.END_STREAM and other == number and size <= len(data) - place:
+                if size > FRAME_BYTES:
+                    raise Broken(Code.FRAME_SIZE_ERROR, "a frame is too long")
+                self._receivable -= size
+                if self._receivable < CONNECTION_WINDOW >> 1:
+                    self._give_back_all()
+                self._begin(flags, number, data[begins:ends], data[place : place + size])
+                return place + size
+        self._begin(frames.END_HEADERS, number, data[begins:ends])
+        return ends
 
     def _greet(self, data: bytes) -> int:
         if not data.startswith(frames.PREFACE[: len(data)]):
@@ -160,16 +173,29 @@ class Http2(asyncio.Protocol):
         size = len(payload)
         self._receivable -= size
         if self._receivable < CONNECTION_WINDOW >> 1:
-            if self._receivable < 0:
-                raise Broken(Code.FLOW_CONTROL_ERROR, "more data than there is leave for")
-            self.transport.write(frames.window_update(0, CONNECTION_WINDOW - self._receivable))
-            self._receivable = CONNECTION_WINDOW
-        stream = self._streams.get(number)
+            self._give_back_all()
+        stream = self.streams.get(number)
         if stream is None:
-            self._gone_by(number)
-            return
-        if stream.ended:
+            self.gone_by(number)
+        elif stream.ended:
             raise Reset(Code.STREAM_CLOSED)
+        elif flags == frames.END_STREAM and not stream.size and size <= stream.receivable:
+            stream.ended = True
+            self._wire.open.discard(stream)
+            stream.whole(payload)
+        else:
+            self._piece(stream, flags, payload)
+
+    def _give_back_all(self) -> None:
+        """Give leave for as much as was taken in on all streams."""
+        if self._receivable < 0:
+            raise Broken(Code.FLOW_CONTROL_ERROR, "more data than there is leave for")
+        self.transport.write(frames.window_update(0, CONNECTION_WINDOW - self._receivable))
+        self._receivable = CONNECTION_WINDOW
+
+    def _piece(self, stream: Stream, flags: int, payload: bytes) -> None:
+        """Some of a body."""
+        size = len(payload)
         stream.receivable -= size
         stream.credit += size
         if stream.receivable < 0:
@@ -179,7 +205,7 @@ class Http2(asyncio.Protocol):
         if flags & frames.END_STREAM:
             self._ended(stream)
         elif not payload:
-            self._count_idle()
+            self._control.count_idle()
         stream.take(payload)
 
     def _headers(self, flags: int, number: int, payload: bytes) -> None:
@@ -194,33 +220,33 @@ class Http2(asyncio.Protocol):
         else:
             self._block = number, flags, [payload]
 
-    def _begin(self, flags: int, number: int, block: bytes) -> None:
-        """A header block is complete: a request begins, or ends with trailers."""
+    def _begin(self, flags: int, number: int, block: bytes, body: bytes = b"") -> None:
+        """A header block is complete: a request begins, with END_STREAM one that is whole, or ends with trailers."""
         if len(block) > BLOCK_LIMIT_BYTES:
             raise Broken(Code.ENHANCE_YOUR_CALM, "the headers are too long")
-        if number <= self._last or not number & 1:
+        if number <= self.last or not number & 1:
             self._trailers(flags, number, block)
             return
-        self._last = number
+        self.last = number
         make = self._blocks.read(block)
-        if self._final:
+        if self._control.final:
             return  # the peer knows that we do not look at it
-        if len(self._streams) >= STREAMS:
+        if len(self.streams) >= STREAMS or (self.sender.blocked and self.sender.unsent > UNSENT_BYTES):
             raise Reset(Code.REFUSED_STREAM)
         stream = make(self, number)
-        self._streams[number] = stream
+        self.streams[number] = stream
         if flags & frames.END_STREAM:
             stream.ended = True
-            stream.take(b"")
+            stream.whole(body)
         else:
             self._wire.open.add(stream)
             stream.begin()
 
     def _trailers(self, flags: int, number: int, block: bytes) -> None:
         fields = self._blocks.fields(block)  # even where nobody wants them: they may change the table
-        stream = self._streams.get(number)
+        stream = self.streams.get(number)
         if stream is None:
-            self._gone_by(number)
+            self.gone_by(number)
         elif stream.ended or not flags & frames.END_STREAM:
             raise Reset(Code.PROTOCOL_ERROR)
         else:
@@ -233,36 +259,12 @@ class Http2(asyncio.Protocol):
         stream.ended = True
         self._wire.open.discard(stream)
 
-    def _gone_by(self, number: int) -> None:
+    def gone_by(self, number: int, counts: bool = True) -> None:
         """A frame came for a stream that is over; `Broken` if there never was one."""
-        if number > self._last or not number & 1:
+        if number > self.last or not number & 1:
             raise Broken(Code.PROTOCOL_ERROR, "a frame for no stream")
-        self._count_idle()
-
-    def _count_idle(self) -> None:
-        self._idle_frames += 1
-        if self._idle_frames > IDLE_FRAMES:
-            raise Broken(Code.ENHANCE_YOUR_CALM, "too many frames that bring nothing")
-
-    def _control(self, kind: int, flags: int, number: int, payload: bytes) -> None:
-        """Any frame but DATA and HEADERS."""
-        if kind == frames.WINDOW_UPDATE:
-            self._widen(number, frames.number_in(payload) & LARGEST_WINDOW)
-        elif kind == frames.RST_STREAM:
-            frames.number_in(payload)
-            self._was_reset(number)
-        elif kind == frames.CONTINUATION:
-            self._continue(flags, payload)
-        elif kind == frames.PUSH_PROMISE:
-            raise Broken(Code.PROTOCOL_ERROR, "a client can't push")
-        else:
-            self._count_idle()
-            if kind == frames.SETTINGS:
-                self._set(flags, number, payload)
-            elif kind == frames.PING:
-                self._ping(flags, number, payload)
-            elif kind == frames.GOAWAY and number:
-                raise Broken(Code.PROTOCOL_ERROR, "GOAWAY on a stream")
+        if counts:
+            self._control.count_idle()
 
     def _continue(self, flags: int, payload: bytes) -> None:
         if self._block is None:
@@ -275,71 +277,27 @@ class Http2(asyncio.Protocol):
             self._block = None
             self._begin(first_flags, number, b"".join(pieces))
 
-    def _set(self, flags: int, number: int, payload: bytes) -> None:
-        """Settings of the peer, or that it knows ours."""
-        if number or (flags & frames.ACK and payload):
-            raise Broken(Code.FRAME_SIZE_ERROR if payload and not number else Code.PROTOCOL_ERROR, "settings astray")
-        if flags & frames.ACK:
-            return
-        for name, value in frames.settings_in(payload):
-            if name == frames.ENABLE_PUSH and value > 1:
-                raise Broken(Code.PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1")
-            if name == frames.MAX_FRAME_SIZE:
-                if not frames.SMALLEST_FRAME <= value <= frames.LARGEST_FRAME:
-                    raise Broken(Code.PROTOCOL_ERROR, "MAX_FRAME_SIZE out of bounds")
-                self.sender.frame_bytes = value
-            elif name == frames.INITIAL_WINDOW_SIZE:
-                if value > LARGEST_WINDOW:
-                    raise Broken(Code.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE out of bounds")
-                for stream in self._streams.values():
-                    stream.window += value - self.sender.first_window
-                    if stream.window > LARGEST_WINDOW:
-                        raise Broken(Code.FLOW_CONTROL_ERROR, "a window is too wide")
-                self.sender.first_window = value
-        self.transport.write(frames.frame(frames.SETTINGS, frames.ACK, 0))
-        self.sender.pump()
-
-    def _ping(self, flags: int, number: int, payload: bytes) -> None:
-        if number or len(payload) != 8:
-            raise Broken(Code.PROTOCOL_ERROR if number else Code.FRAME_SIZE_ERROR, "PING astray")
-        if not flags & frames.ACK:
-            self.transport.write(frames.frame(frames.PING, frames.ACK, 0, payload))
-        elif payload == FAREWELL and self._ending:
-            self._farewell()
-
-    def _widen(self, number: int, size: int) -> None:
-        """Leave to send more."""
-        stream = self._streams.get(number)
-        if stream is not None or not number:
-            self.sender.widen(stream, size)
-        elif number > self._last or not number & 1:
-            raise Broken(Code.PROTOCOL_ERROR, "a frame for no stream")
-
-    def _was_reset(self, number: int) -> None:
-        stream = self._streams.get(number)
+    def was_reset(self, number: int) -> None:
+        """The peer wants no answer any more."""
+        stream = self.streams.get(number)
         if stream is None:
-            self._gone_by(number)
+            self.gone_by(number)
             return
         self._forget(stream)
         stream.lost()
-        self._count_reset()
+        self._control.count_reset()
 
     def _reset(self, number: int, code: Code) -> None:
         """End a stream that can't go on."""
         self.transport.write(frames.rst_stream(number, code))
-        stream = self._streams.get(number)
+        stream = self.streams.get(number)
         if stream is not None:
             self._forget(stream)
             stream.lost()
-        self._count_reset()
-
-    def _count_reset(self) -> None:
-        self._resets += 1
-        if self._resets > RESETS:
-            raise Broken(Code.ENHANCE_YOUR_CALM, "too many streams are reset")
+        self._control.count_reset()
 
     def _forget(self, stream: Stream) -> None:
-        del self._streams[stream.id]
+        del self.streams[stream.id]
         self._wire.open.discard(stream)
         self.sender.drop(stream.id)
 
@@ -352,16 +310,16 @@ class Http2(asyncio.Protocol):
 
     def done(self, number: int) -> None:
         """A stream's answer is sent."""
-        stream = self._streams.pop(number)
+        stream = self.streams.pop(number)
         if not stream.ended:  # what is still to come of the request is of no interest
             self._wire.open.discard(stream)
             self.transport.write(frames.rst_stream(number, Code.NO_ERROR))
-        if self._final and not self._streams:
-            self._close()
+        if self._control.final:
+            self.close_if_done()
 
     def owed(self) -> tuple[str, int] | None:
         """What the peer has yet to do before we can go on; None: it is our turn."""
-        self._idle_frames = self._resets = 0
+        self._control.forgive()
         if unsent := self.transport.get_write_buffer_size():
             return "reading", unsent
         if self.sender.blocked:
@@ -372,9 +330,9 @@ class Http2(asyncio.Protocol):
 
     def give_up(self, owed: str) -> None:
         """Ask whether the peer is still there, or close, as it has owed this for too long."""
-        if owed == "idle" and self._streams:
+        if owed == "idle" and self.streams:
             self._pinged = self._heard
-            self.transport.write(frames.frame(frames.PING, 0, 0, b"are you?"))
+            self._control.ask()
         elif owed == "idle":
             self._break(Broken(Code.NO_ERROR, "nothing was asked for long"))
         else:
@@ -383,31 +341,24 @@ class Http2(asyncio.Protocol):
 
     def end(self) -> None:
         """Close once what was accepted is answered; called again and again."""
-        self._ending += 1
-        if self._ending == 1 and self._settled:
-            self.transport.write(frames.goaway(LARGEST_WINDOW, Code.NO_ERROR, "the server ends"))
-            self.transport.write(frames.frame(frames.PING, 0, 0, FAREWELL))
-        elif (self._ending >= FAREWELL_TURNS or not self._settled) and not self._final:
-            self._farewell()
-        for stream in list(self._streams.values()):
+        self._control.end(self._settled)
+        for stream in list(self.streams.values()):
             stream.end()
 
-    def _farewell(self) -> None:
-        """Tell the peer which stream was the last that we look at."""
-        self._final = True
-        self.transport.write(frames.goaway(self._last, Code.NO_ERROR))
-        if not self._streams:
+    def close_if_done(self) -> None:
+        """Close, if the peer knows the end and all is answered."""
+        if self._control.final and not self.streams:
             self._close()
 
     def _break(self, broken: Broken) -> None:
         """End the connection, and say why."""
         if not self._closed:
             self._lose_all()
-            self.transport.write(frames.goaway(self._last, broken.code, str(broken)))
+            self.transport.write(frames.goaway(self.last, broken.code, str(broken)))
             self._close()
 
     def _lose_all(self) -> None:
-        for stream in list(self._streams.values()):
+        for stream in list(self.streams.values()):
             self._forget(stream)
             stream.lost()
 

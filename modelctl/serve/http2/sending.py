@@ -5,6 +5,7 @@ with its stream until the peer widens a window.
 """
 
 import asyncio
+import struct
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -14,7 +15,11 @@ from modelctl.serve.http2.frames import DATA, END_HEADERS, END_STREAM, HEADERS, 
 
 CHUNK_BYTES = 1 << 16  # of one answer, before it is another one's turn
 
+LAST = END_HEADERS | END_STREAM
+SMALL = 255  # bytes of a block whose length is one byte
+
 _head = frames.HEAD.pack
+_message_head = struct.Struct(">HBBBLBL").pack
 
 
 class Outlet(Protocol):
@@ -55,22 +60,33 @@ class Sender:
     def answer(self, stream: Outlet, block: bytes, body: bytes, tail: bytes) -> None:
         """Send a whole answer: the block it begins with, the body, and a block of trailers unless that is empty."""
         number, size, length = stream.id, len(body), len(block)
-        if size and (size > stream.window or size > self._window or size > self.frame_bytes):
+        if size and size > min(stream.window, self._window, self.frame_bytes):
             self.begin(stream, block)
             stream.tail = tail
             self.push(stream, body)
             return
         self._window -= size
-        start = _head(length >> 8, length & 0xFF, HEADERS, END_HEADERS if size or tail else 0x5, number)
-        if not size:
-            data = start + block
-        else:
-            middle = _head(size >> 8, size & 0xFF, DATA, 0 if tail else END_STREAM, number)
-            data = b"%b%b%b%b" % (start, block, middle, body)
+        last = END_HEADERS if size or tail else LAST
+        pieces = [_head(length >> 8, length & 0xFF, HEADERS, last, number), block]
+        if size:
+            pieces += (_head(size >> 8, size & 0xFF, DATA, 0 if tail else END_STREAM, number), body)
         if tail:
-            length = len(tail)
-            data = b"%b%b%b" % (data, _head(length >> 8, length & 0xFF, HEADERS, 0x5, number), tail)
-        self._transport.write(data)
+            pieces.append(frames.frame(HEADERS, LAST, number, tail))
+        self._transport.write(b"".join(pieces))
+        self._done(number)
+
+    def message(self, stream: Outlet, block: bytes, message: bytes, tail: bytes) -> None:
+        """Send a whole answer that is one message of gRPC, behind its prefix of a flag and its length."""
+        number, length = stream.id, len(message)
+        size = length + 5
+        if size > stream.window or size > self._window or size > self.frame_bytes or len(tail) > SMALL:
+            self.answer(stream, block, b"\0%b%b" % (length.to_bytes(4, "big"), message), tail)
+            return
+        self._window -= size
+        start = _head(0, len(block), HEADERS, END_HEADERS, number)
+        middle = _message_head(size >> 8, size & 0xFF, DATA, 0, number, 0, length)
+        end = _head(0, len(tail), HEADERS, LAST, number)
+        self._transport.write(b"".join((start, block, middle, message, end, tail)))
         self._done(number)
 
     def begin(self, stream: Outlet, block: bytes) -> None:
@@ -158,5 +174,5 @@ class Sender:
     def _finished(self, stream: Outlet, tail: bytes) -> None:
         stream.out = None
         if tail:
-            self._transport.write(frames.frame(HEADERS, 0x5, stream.id, tail))
+            self._transport.write(frames.frame(HEADERS, LAST, stream.id, tail))
         self._done(stream.id)

@@ -68,15 +68,13 @@ class Stream:
         if self.connection.guest is not None:
             self.connection.guest.enter(request)
 
+    def whole(self, data: bytes) -> None:
+        """All of the body, in one piece."""
+        self.size = len(data)
+        self.complete(data)
+
     def take(self, data: bytes) -> None:
         """A piece of the body; with `ended`, the last one."""
-        if self.ended and not self.size:
-            self.size = len(data)
-            self.complete(data)
-        else:
-            self._collect(data)
-
-    def _collect(self, data: bytes) -> None:
         self.size += len(data)
         request, app = self.request, self.connection.app
         if self.over or request is None:

@@ -22,7 +22,8 @@ from servers import Running
 from modelctl.options import ServeOptions
 from modelctl.serve.grpc import calls, inference
 from modelctl.serve.grpc.calls import CallRequest
-from modelctl.serve.grpc.messages import message
+from modelctl.serve.grpc.contents import FIELDS
+from modelctl.serve.grpc.messages import message, parsed
 from modelctl.serve.grpc.plans import Plans
 from modelctl.serve.heads import Head
 from modelctl.serve.http import Answer, App
@@ -75,7 +76,6 @@ def ask(loop: asyncio.AbstractEventLoop, app: App, body: bytes, path: str = INFE
     async def asked() -> Answer:
         found: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         request = CallRequest(Head("GRPC", path, b"", {}, -1, True, False), body, lambda _, one: found.set_result(one))
-        request.deadline = request.line = request.talk = None
         app.handle(request)
         return await found
 
@@ -117,9 +117,9 @@ def test_every_datatype_travels_raw(loop: asyncio.AbstractEventLoop, app: App, w
         assert list(found.raw_output_contents) == [to_bytes(array, DATATYPES[word])]
 
 
-@pytest.mark.parametrize("word", inference.FIELDS)
+@pytest.mark.parametrize("word", FIELDS)
 def test_every_datatype_that_can_travels_typed(loop: asyncio.AbstractEventLoop, app: App, word: str) -> None:
-    array, field = ELEMENTS[word][1], inference.FIELDS[word]
+    array, field = ELEMENTS[word][1], FIELDS[word]
     request = Request(model_name=word)
     one = request.inputs.add(name="x", datatype=word, shape=[1, 2])
     elements = [str(one).encode() for one in array[0]] if word == "BYTES" else array[0].tolist()
@@ -140,7 +140,7 @@ def test_what_does_not_fit_its_datatype_is_refused(loop: asyncio.AbstractEventLo
     for word, value in (("INT8", 128), ("INT16", -32769), ("UINT8", 256), ("UINT16", 65536)):
         request = Request(model_name=word)
         one = request.inputs.add(name="x", datatype=word, shape=[1, 2])
-        getattr(one.contents, inference.FIELDS[word]).extend([0, value])
+        getattr(one.contents, FIELDS[word]).extend([0, value])
         assert "out of" in refused(loop, app, request)
     request = Request(model_name="FP16")
     request.inputs.add(name="x", datatype="FP16", shape=[1, 2]).contents.fp32_contents.extend([0, 0])
@@ -249,7 +249,7 @@ def test_what_is_remembered_is_what_would_be_read(
 
 
 def calls_parsed(body: bytes) -> Any:
-    return inference.parsed(Request, body)
+    return parsed(Request, body)
 
 
 def mutated(body: bytes, chance: random.Random) -> bytes:

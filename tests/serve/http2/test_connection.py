@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelctl.serve.http import Answer
-from modelctl.serve.http2 import connection, frames
+from modelctl.serve.http2 import connection, control, frames
 from modelctl.serve.http2.frames import Code, frame
 
 
@@ -166,6 +166,25 @@ def test_who_breaks_the_protocol_is_told_how(sent: bytes, code: Code) -> None:
     assert not peer.wire.open - {peer.server}
 
 
+def test_headers_that_come_again_must_be_trailers() -> None:
+    peer = Peer()
+    peer.feed(peer.headers(1, POST), data(1, b"x", 0), peer.headers(1, POST), data(1))
+    assert peer.reply(1).reset == Code.PROTOCOL_ERROR
+    assert peer.app.seen == []
+    peer.feed(peer.headers(3, POST), peer.headers(3, [("connection", "close")], 0x5))
+    assert peer.reply(3).reset == Code.PROTOCOL_ERROR
+    peer.feed(peer.headers(5, POST, 0x5), data(5))
+    assert peer.app.seen == [("POST", "/echo", b"")]
+
+
+def test_answers_that_may_not_be_sent_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "UNSENT_BYTES", 200_000)
+    peer = Peer(start=frames.PREFACE + frames.settings({frames.INITIAL_WINDOW_SIZE: 0}))
+    for number in range(1, 11, 2):
+        peer.ask(number, body=b"x" * 90_000)
+    assert [peer.reply(number).reset for number in (5, 7, 9)] == [None, Code.REFUSED_STREAM, Code.REFUSED_STREAM]
+
+
 def test_an_answer_waits_for_leave() -> None:
     peer = Peer(start=frames.PREFACE + frames.settings({frames.INITIAL_WINDOW_SIZE: 10}))
     body = bytes(range(256)) * 390
@@ -283,11 +302,11 @@ def test_floods_are_cut_off(sent: bytes) -> None:
     peer = Peer().ask(3)
     peer.feed(peer.headers(5, POST))
     sent = sent.replace(b"\0\0\0\0\0\0\0\0\x01", b"\0\0\0\0\0\0\0\0\x05")
-    for _ in range(connection.IDLE_FRAMES - 10):
+    for _ in range(control.IDLE_FRAMES - 10):
         peer.feed(sent)
     assert peer.goaway is None
     assert peer.server.owed() is not None  # the sweep has been here
-    for _ in range(connection.IDLE_FRAMES + 1):
+    for _ in range(control.IDLE_FRAMES + 1):
         peer.feed(sent)
     assert peer.goaway == Code.ENHANCE_YOUR_CALM
 
@@ -296,17 +315,17 @@ def test_rapid_resets_are_cut_off() -> None:
     app = Echo()
     app.keeps = True
     peer = Peer(app)
-    for index in range(connection.RESETS + 1):
+    for index in range(control.RESETS + 1):
         peer.feed(peer.headers(2 * index + 1, GET, 0x5), frames.rst_stream(2 * index + 1, Code.CANCEL))
     assert peer.goaway == Code.ENHANCE_YOUR_CALM
-    assert len(app.left) == connection.RESETS + 1
+    assert len(app.left) == control.RESETS + 1
 
 
 def test_resets_that_we_are_made_to_send_are_cut_off() -> None:
     app = Echo()
     app.keeps = True
     peer = Peer(app)
-    for index in range(connection.RESETS + 1):
+    for index in range(control.RESETS + 1):
         peer.feed(peer.headers(2 * index + 1, GET, 0x5), frames.window_update(2 * index + 1, 0))
     assert peer.goaway == Code.ENHANCE_YOUR_CALM
 
@@ -352,7 +371,7 @@ def test_the_end_is_told_twice_and_nothing_is_lost() -> None:
 
 def test_who_says_nothing_at_the_end_is_not_waited_for() -> None:
     peer = Peer()
-    for _ in range(connection.FAREWELL_TURNS):
+    for _ in range(control.FAREWELL_TURNS):
         peer.server.end()
     assert peer.pipe.closed
     early = Peer(start=b"PRI *")
