@@ -80,9 +80,10 @@ def _with_examples(model: Model, schema: Schema, *keys: str) -> Content:
     if rows is not None and schemas.has_json(model):
         lists = {name: row.tolist() for name, row in rows.items()}
         values: dict[str, Any] = {"inputs": {"inputs": lists}}
-        if schemas.has_rows(model.inputs):
-            first = {name: one[0] for name, one in lists.items()}
-            values["instances"] = {"instances": [first if len(first) > 1 else next(iter(first.values()))]}
+        counts = {len(one) for one in lists.values() if type(one) is list}
+        if schemas.has_rows(model.inputs) and len(counts) == 1:
+            told = [{name: one[row] for name, one in lists.items()} for row in range(counts.pop())]
+            values["instances"] = {"instances": told if len(lists) > 1 else next(iter(lists.values()))}
         content[JSON]["examples"] = {key: {"value": values[key]} for key in keys if key in values}
     return content
 
@@ -138,7 +139,7 @@ _VERBS = {
     "regress": (
         "Ask for a number",
         partial(_tensorflow_body, "TensorflowExamples"),
-        _object("results", results={"type": "array", "items": {"type": ["number", "null"]}}),
+        _object("results", results={"type": "array", "description": "numbers, or NaN or Infinity"}),
     ),
 }
 
@@ -172,7 +173,7 @@ def _operations() -> Iterator[Operation]:
     yield _get("/", "page", "page", "A page to try models with", {HTML: {"schema": _WORD}}, open=True)
     yield _get("/docs", "page", "docs", "This document, to be read and tried", {HTML: {"schema": _WORD}}, open=True)
     yield _get("/page/models.json", "page", "page-models", "What the page asks models by", _json({"type": "array"}))
-    yield _get("/page/live.json", "page", "page-live", "Counts, for its charts", _object("now", "ready", "models"))
+    yield _get("/page/live.json", "page", "page-live", "Counts, for its charts", _object("now", now={"type": "number"}))
     for version in ("", "/versions/{version}", "/labels/{version}"):
         yield from _tensorflow(f"/v1/models/{{model}}{version}", "-label" if "labels" in version else "")
 

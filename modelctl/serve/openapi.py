@@ -5,6 +5,7 @@ that has its route. A new route needs a line in `contract.OPERATIONS`; a test fi
 """
 
 import gzip
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -64,7 +65,7 @@ def document(app: App, knows: Callable[[str], bool] = bool) -> dict[str, Any]:
         "security": [{name: []} for name in schemes],
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": paths,
-        "components": _components([one for one in app.models if knows(one.name)], schemes),
+        "components": _components([one for one in app.models if knows(one.name)], schemes, paths),
     }
 
 
@@ -145,7 +146,18 @@ def _joined(tell: Told | Content, models: list[Model]) -> Content:
     return found
 
 
-def _components(models: list[Model], schemes: dict[str, Schema]) -> dict[str, Any]:
+def _referred(found: dict[str, Schema], paths: Any) -> dict[str, Schema]:
+    """The schemas that paths refer to, or other schemas do that they refer to."""
+    wanted: set[str] = set()
+    waiting = [orjson.dumps(paths)]
+    while waiting:
+        new = set(re.findall(rb'"#/components/schemas/([^"]+)"', waiting.pop())) - {one.encode() for one in wanted}
+        wanted |= {one.decode() for one in new}
+        waiting += [orjson.dumps(found[one.decode()]) for one in new]
+    return {name: schema for name, schema in found.items() if name in wanted | {"Error", "ModelDigest"}}
+
+
+def _components(models: list[Model], schemes: dict[str, Schema], paths: Any) -> dict[str, Any]:
     """What the document refers to."""
     _, told_of = msgspec.json.schema_components([Manifest], ref_template="#/components/schemas/{name}")
     found: dict[str, Schema] = {**_SHARED, **told_of}
@@ -161,7 +173,7 @@ def _components(models: list[Model], schemes: dict[str, Schema]) -> dict[str, An
             answers[f"E{status}"]["headers"] = {"Retry-After": {"$ref": "#/components/headers/RetryAfter"}}
     told_digest = {"description": "the model that answered", "schema": {"$ref": "#/components/schemas/ModelDigest"}}
     return {
-        "schemas": found,
+        "schemas": _referred(found, paths),
         "responses": answers,
         "headers": {"ModelctlModel": told_digest, "RetryAfter": retry},
         "securitySchemes": schemes,

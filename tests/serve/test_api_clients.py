@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import generated
+import page_models
 import pytest
 import servers
 from servers import Running
@@ -25,8 +26,9 @@ def one(zoo: dict[str, Path]) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def several(zoo: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    fixed = servers.echo(tmp_path_factory.mktemp("fixed") / "fixed.onnx", 7, [2, 3])
-    with servers.running([zoo["pair"], zoo["words"], fixed]) as found:
+    folder = tmp_path_factory.mktemp("several")
+    fixed = servers.echo(folder / "fixed.onnx", 7, [2, 3])
+    with servers.running([zoo["pair"], fixed, page_models.readable(folder), page_models.houses(folder)]) as found:
         yield found
         assert found.stop() == (0, "")
 
@@ -41,14 +43,16 @@ def schemathesis(server: Running, folder: Path, *flags: str) -> None:
     assert "no failures" in found.stdout or "No issues found" in found.stdout, found.stdout[-2000:]
 
 
+@pytest.mark.slow
 def test_schemathesis_finds_what_is_told_to_be_so(one: Running, tmp_path: Path) -> None:
     # How much data goes with a shape, and which header with which body, no schema can say.
     schemathesis(one, tmp_path, "--exclude-path-regex", f"{LINES}|/infer$")
     schemathesis(one, tmp_path, "--include-path-regex", "affine/infer$", "--exclude-checks", "positive_data_acceptance")
 
 
+@pytest.mark.slow
 def test_schemathesis_finds_it_of_several_models(several: Running, tmp_path: Path) -> None:
-    # That two inputs have as many rows as each other no schema can say.
+    # That two inputs have as many rows as each other, or what is a picture, no schema can say.
     schemathesis(several, tmp_path, "--exclude-path-regex", LINES, "--exclude-checks", "positive_data_acceptance")
 
 

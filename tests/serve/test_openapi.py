@@ -8,6 +8,7 @@ from typing import Any
 import generated
 import jsonschema
 import numpy as np
+import page_models
 import pytest
 import servers
 from onnx import helper
@@ -63,6 +64,38 @@ def test_every_operation_of_the_table_is_somewhere(document: Any) -> None:
 
 
 def test_examples_are_answered_and_answers_are_as_told(server: Running, document: Any) -> None:
+    asked = tried(server, document)
+    for name in ("affine", "pair", "log", "lookup", "words", "bits", "half", "slow"):
+        assert {f"/v2/models/{name}/infer", f"/predict/{name}", f"/v1/models/{name}/versions/1:predict"} <= asked
+
+
+def test_what_is_declared_is_told_and_answered_as_told(tmp_path: Path) -> None:
+    pytest.importorskip("PIL", reason="pip install pillow")
+    with servers.running(
+        [one(tmp_path) for one in (page_models.readable, page_models.houses, page_models.meanings)]
+    ) as server:
+        document = server.ask("/openapi.json").json
+        names = {"digits": "image/*", "houses": "text/csv", "meanings": "text/plain"}
+        assert {f"/predict/{name}" for name in names} <= tried(server, document)
+        for name, kind in names.items():
+            body = document["paths"][f"/predict/{name}"]["post"]["requestBody"]["content"]
+            assert {kind, "application/json", "application/msgpack", "multipart/form-data"} == body.keys()
+        schema = document["paths"]["/predict/houses"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        wrongs: list[Any] = [
+            {"area": 1},
+            {"area": 1, "town": "Paris"},
+            {"area": "x", "town": "Cork"},
+            [1],
+            {"instances": []},
+        ]
+        for wrong in wrongs:
+            assert not validator(document, schema).is_valid(wrong)
+            assert server.ask("/predict/houses", wrong).status == 400
+        assert server.stop() == (0, "")
+
+
+def tried(server: Running, document: Any) -> set[str]:
+    """The paths whose examples were answered as the document tells."""
     asked = set()
     for path, _, one in operations(document):
         for kind, content in one.get("requestBody", {}).get("content", {}).items():
@@ -77,8 +110,7 @@ def test_examples_are_answered_and_answers_are_as_told(server: Running, document
                 schema = one["responses"]["200"]["content"]["application/json"]["schema"]
                 validator(document, schema).validate(answer.json if b"NaN" not in answer.body else {})
                 asked.add(path)
-    for name in ("affine", "pair", "log", "lookup", "words", "bits", "half", "slow"):
-        assert {f"/v2/models/{name}/infer", f"/predict/{name}", f"/v1/models/{name}/versions/1:predict"} <= asked
+    return asked
 
 
 def test_what_is_got_is_as_told(server: Running, document: Any) -> None:
@@ -126,6 +158,12 @@ def test_no_example_is_told_of_what_has_none(tmp_path: Path, zoo: dict[str, Path
     for path, _, one in operations(openapi.document(App(models, ServeOptions()))):
         for content in one.get("requestBody", {}).get("content", {}).values():
             assert not {"example", "examples"} & set(content), path
+
+
+def test_an_example_has_as_many_rows_as_the_model_takes(tmp_path: Path) -> None:
+    with servers.running([servers.echo(tmp_path / "fixed.onnx", 7, [2, 3])]) as server:
+        assert "/v1/models/fixed:predict" in tried(server, server.ask("/openapi.json").json)
+        assert server.stop() == (0, "")
 
 
 def test_a_free_dimension_in_an_example_is_of_a_size_that_suits(tmp_path: Path) -> None:
