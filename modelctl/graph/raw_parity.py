@@ -14,16 +14,14 @@ from modelctl.graph.closeness import Answered, Judge, Tolerance
 from modelctl.graph.parity import Function
 from modelctl.manifest import TensorSpec
 from modelctl.processing import made_up
-from modelctl.processing.after import After
-from modelctl.processing.before import Before
+from modelctl.processing.declared import Declared
 
 INSTANCES = 12
 BATCHES = (1, 3, 8)  # which are as many
 
 
 def check(
-    before: Before,
-    after: After,
+    around: Declared,
     reference: Function,
     candidate: Function,
     inputs: Sequence[TensorSpec],
@@ -34,9 +32,13 @@ def check(
 ) -> dict[str, Any]:
     """What was measured: `instances`, and of their answers the share `alike`; CheckFailed where tensors differ.
 
+    Something is declared before the model.
+
     UsageError where the source can't take what is made of an instance, or nothing can be made of its outputs;
     UnsupportedError for an extra that is missing.
     """
+    before, after = around.before, around.after
+    assert before is not None
     _ = before.makers  # an extra that is missing is told before anything is made up
     fixed = {spec.shape[0] for spec in inputs if spec.shape and isinstance(spec.shape[0], int)}
     batches = BATCHES if not fixed else (int(fixed.pop()),) * 3
@@ -48,13 +50,13 @@ def check(
         try:
             wanted = reference(feeds)
             found = candidate(feeds)
-            answers = [after.predictions(one, feeds) for one in (wanted, found)] if after.entries else [[], []]
+            answers = [after.predictions(one, feeds) for one in (wanted, found)] if after else [[], []]
         except DataError as error:
             raise UsageError(f"--preprocess, --postprocess: do not fit {name}: {error.message}") from error
         judged.add([Answered(f"{size} raw instances", feeds, dict(wanted), dict(found))])
         alike += sum(map(_alike, *answers))
     told: dict[str, Any] = {"instances": first}
-    return told | ({"alike": round(alike / first, 6)} if after.entries else {})
+    return told | ({"alike": round(alike / first, 6)} if after else {})
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -28,6 +28,7 @@ from modelctl.options import ExportOptions
 from modelctl.processing import fitting
 from modelctl.processing.after import After
 from modelctl.processing.before import Before
+from modelctl.processing.declared import Declared
 from modelctl.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -90,13 +91,15 @@ def export(source: Source, out: Path, options: ExportOptions, progress: Progress
 
     CheckFailed when it is not equal or a dimension that was to be free is not; ArtifactError when the source is not
     sound; UnsupportedError when it can't be written as ONNX, or torch is needed and missing; UsageError for inputs that
-    are not the source's, or an `out` that would be lost; DataError for samples that don't fit.
+    are not the source's, what is declared and does not fit them, or an `out` that would be lost; DataError for samples that don't fit.
     """
     onnx_format.refuse_other_out(out, "export")
     made_from = origin(source, options)
     _refuse_losing(out, made_from)
     with create(out, made_from) as draft:
-        data = _samples(options, parse_inputs(options.inputs)) if options.inputs else None  # a wrong shape is told now
+        is_raw = bool(options.preprocess) or any(one.manifest.preprocess for one in made_from.parents)
+        early = bool(options.inputs) and not is_raw
+        data = _samples(options, parse_inputs(options.inputs)) if early else None  # a wrong shape is told now
         progress.advance("reading and translating", 0, 1)
         found = (
             _adopted(made_from.parents[0], options)
@@ -108,13 +111,14 @@ def export(source: Source, out: Path, options: ExportOptions, progress: Progress
         session = Session(payload, options.thread_count())
         draft.inputs, draft.outputs = session.inputs, session.outputs
         tokenizer = _declare(draft, made_from, options)
-        data = data if data is not None and data.inputs == found.inputs else _samples(options, found.inputs)
+        after = After(draft.postprocess) if draft.postprocess else None
+        around = Declared(Before(draft.preprocess, draft.inputs, tokenizer), after)
+        known = data is not None and data.inputs == found.inputs
+        data = data if known else _samples(options, found.inputs, around if draft.preprocess else None)
         proof = _prove(found, payload, session.run, data, options, progress)
         if draft.preprocess:
-            before, after = Before(draft.preprocess, draft.inputs, tokenizer), After(draft.postprocess)
             proof["raw"] = raw_parity.check(
-                before,
-                after,
+                around,
                 found.reference,
                 session.run,
                 draft.inputs,
@@ -150,11 +154,11 @@ def _refuse_losing(out: Path, made_from: Origin) -> None:
                 raise UsageError(f"{out}: would be written over {parent.file(entry)}", "choose another name with -o")
 
 
-def _samples(options: ExportOptions, inputs: tuple[TensorSpec, ...]) -> Data | None:
+def _samples(options: ExportOptions, inputs: tuple[TensorSpec, ...], around: Declared | None = None) -> Data | None:
     """The user's samples for a model of these inputs, read and fitted; None where there are none."""
     if options.data is None:
         return None
-    data = open_data(options.data, inputs, options.seed)
+    data = open_data(options.data, inputs, options.seed, declared=around)
     if not len(data.scored):
         raise DataError(f"{data.name}: holds no samples")
     return data

@@ -131,6 +131,13 @@ def test_a_factory_is_proven_from_raw_input_to_answer(here: Path, capsys: Captur
     assert made.metrics["parity"]["raw"]["alike"] == 1.0
 
 
+def test_an_export_is_judged_on_pictures_too(here: Path, folder: Path) -> None:
+    options = ExportOptions(preprocess=(PICTURE,), postprocess=(AFTER,), data=str(folder), threads=1)
+    made = export(Source.parse("net.onnx"), here / "judged.onnx", options)
+    assert made.manifest.metrics["accuracy"]["samples"] == 24
+    assert made.manifest.metrics["accuracy"]["value"] > 0.7
+
+
 def test_a_batch_of_one_is_asked_one_by_one(here: Path, folder: Path) -> None:
     nets.save(nets.convolutional(1), here / "one.onnx")
     options = ExportOptions(preprocess=(PICTURE,), postprocess=("argmax",), threads=1)
