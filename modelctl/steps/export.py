@@ -91,7 +91,8 @@ def export(source: Source, out: Path, options: ExportOptions, progress: Progress
 
     CheckFailed when it is not equal or a dimension that was to be free is not; ArtifactError when the source is not
     sound; UnsupportedError when it can't be written as ONNX, or torch is needed and missing; UsageError for inputs that
-    are not the source's, what is declared and does not fit them, or an `out` that would be lost; DataError for samples that don't fit.
+    are not the source's, what is declared and does not fit them, or an `out` that would be lost; DataError for samples
+    that don't fit.
     """
     onnx_format.refuse_other_out(out, "export")
     made_from = origin(source, options)
