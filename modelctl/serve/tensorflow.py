@@ -43,11 +43,12 @@ def routes(app: App) -> Iterable[Route]:
     for name in app.models.names():
         place, newest = f"/v1/models/{name}", app.models.get(name)
         versions = {version: app.models.get(name, version) for version in app.models.versions(name)}
-        yield Route("GET", place, _told(_status([*versions])), newest)
-        yield Route("GET", f"{place}/metadata", _told(_metadata(newest)), newest)
-        for verb, ask in ASKS.items():
-            handler, settled = app.shared(name, partial(_asked, app, ask))
-            yield Route("POST", f"{place}:{verb}", handler, settled)
+        for whichever in (place, f"{place}/versions/0"):  # 0 is no version, as OpenVINO's clients have it
+            yield Route("GET", whichever, _told(_status([*versions])), newest)
+            yield Route("GET", f"{whichever}/metadata", _told(_metadata(newest)), newest)
+            for verb, ask in ASKS.items():
+                handler, settled = app.shared(name, partial(_asked, app, ask))
+                yield Route("POST", f"{whichever}:{verb}", handler, settled)
         for version, model in versions.items():
             for named in (f"{place}/versions/{version}", f"{place}/labels/{version}"):
                 yield Route("GET", named, _told(_status([version])), model)

@@ -65,10 +65,10 @@ def routes(app: App) -> Iterable[Route]:
 
 
 def _version(spec: Any) -> str:
-    """The version that is asked for; "": none."""
+    """The version that is asked for; "": none, which 0 means too, as OpenVINO's clients have it."""
     which = spec.WhichOneof("version_choice")
     if which == "version":
-        return str(spec.version.value)
+        return str(spec.version.value or "")
     return str(spec.version_label)
 
 
