@@ -19,6 +19,7 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("modelctl.serve")
 
+STDOUT = "-"
 PAUSE_S = 0.1  # between two writes
 WAITING_BYTES = 16 << 20  # of lines that wait; more are lost, and counted
 END_S = 2.0
@@ -45,10 +47,12 @@ class RequestLog:
 
     def __init__(self, place: str) -> None:
         self._place = place
-        self._handle = self._open()
+        self._handle = self._open()  # that it can be is to be known at once
+        if place != STDOUT:
+            os.close(self._handle)
         self._turns = Turns()
-        self._lines: list[bytes] = []
-        self._size = 0
+        self._lines: deque[bytes] = deque()
+        self._given = self._taken = 0  # bytes of lines, each counted by one thread alone
         self._lost: Callable[[int], None] = lambda _: None
         self._reopen = self._ends = False
         self._complained = False
@@ -59,6 +63,7 @@ class RequestLog:
     def begin(self, lost: Callable[[int], None]) -> None:
         """Start to write; `lost` is told how many lines could not be."""
         self._lost = lost
+        self._handle = self._open()
         self._thread = threading.Thread(target=self._work, name="modelctl-log", daemon=True)
         self._thread.start()
 
@@ -102,11 +107,16 @@ class RequestLog:
             line["sent"] = _payload(request.body, keep)
             line["answered"] = _payload(answer.body if answer is not None else b"", keep)
         data = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
-        if self._size + len(data) > WAITING_BYTES:
+        if self.waiting_bytes + len(data) > WAITING_BYTES:
             self._lost(1)
             return
+        self._given += len(data)
         self._lines.append(data)
-        self._size += len(data)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What is still to be written."""
+        return self._given - self._taken
 
     def _now(self) -> str:
         now = time.time()
@@ -116,7 +126,7 @@ class RequestLog:
         return f"{self._second[1]}.{int((now - second) * 1000):03}Z"
 
     def _open(self) -> int:
-        if self._place == "-":
+        if self._place == STDOUT:
             return 1
         try:
             return os.open(self._place, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
@@ -127,11 +137,13 @@ class RequestLog:
     def _work(self) -> None:
         while True:
             ends = self._ends
-            lines, self._lines = self._lines, []
-            self._size = 0
+            # What is handed over by the other thread meanwhile is taken in now or next time, as a whole.
+            lines = [self._lines.popleft() for _ in range(len(self._lines))]
             if lines:
-                self._put(b"".join(lines), len(lines))
-            if self._reopen and self._place != "-":
+                data = b"".join(lines)
+                self._put(data, len(lines))
+                self._taken += len(data)
+            if self._reopen and self._place != STDOUT:
                 self._reopen = False
                 self._open_anew()
             if ends:

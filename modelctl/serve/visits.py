@@ -39,6 +39,7 @@ class Visits:
         self.origins: Origins | None = None
         self.log: RequestLog | None = None
         self.tracer: Tracer | None = None
+        self.context: Callable[[Mapping[bytes, bytes]], Context] | None = None  # of a request's headers
         self.payload_bytes = options.log_payloads
         self._kept: dict[str, Kept[Any]] = {}
         if options.asks_who or options.tls_cert is not None:
@@ -58,10 +59,17 @@ class Visits:
             from modelctl.serve import tracing
 
             self.tracer = tracing.Tracer(url, options.trace_share)
+        if self.log is not None or self.tracer is not None:
+            from modelctl.serve import tracing
+
+            self.context = partial(tracing.context, tracer=self.tracer)
 
     def begin(self, app: App) -> None:
         """Watch over the requests of an application, on the running event loop."""
         cells = app.unrouted.cells
+        for one in self._kept.values():
+            one.tells = app.models.worker == 0  # of several workers that read the same
+            one.look(at_once=True)  # the process that forked this one may have read them long ago
         app.visits = self
         self._app = app  # whose routes change
         self._looking = asyncio.get_running_loop().create_task(self._look())
@@ -88,8 +96,11 @@ class Visits:
     async def _look(self) -> None:
         while self._kept:
             await asyncio.sleep(LOOK_S)
-            for one in self._kept.values():
-                await asyncio.to_thread(one.look)
+            await asyncio.to_thread(self._look_at_all)
+
+    def _look_at_all(self) -> None:
+        for one in self._kept.values():
+            one.look()
 
     @property
     def routes(self) -> "Mapping[str, object]":
@@ -180,10 +191,8 @@ class Visit:
         self.arrived = 0.0  # at the model
         self.over = False
         self.context: Context | None = None
-        if self.visits.tracer is not None or self.visits.log is not None:
-            from modelctl.serve import tracing
-
-            self.context = tracing.context(request.head.headers, self.visits.tracer)
+        if self.visits.context is not None:
+            self.context = self.visits.context(request.head.headers)
             self.headers = (self.context.header,)
         request.visit = self
         request.send = self.leave

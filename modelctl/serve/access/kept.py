@@ -21,6 +21,7 @@ class Kept(Generic[T]):
     def __init__(self, paths: Sequence[Path | None], read: Callable[[], T]) -> None:
         self._paths = [path for path in paths if path is not None]
         self._read = read
+        self.tells = True  # of what can't be read
         self._known = self._seen = self._mark()
         self.value = read()
 
@@ -35,7 +36,8 @@ class Kept(Generic[T]):
             try:
                 self.value = self._read()
             except (ModelctlError, OSError) as error:
-                logger.warning("%s; what was read before stays", error)
+                if self.tells:
+                    logger.warning("%s; what was read before stays", error)
         self._seen = now
 
     def _mark(self) -> Mark:

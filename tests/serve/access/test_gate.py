@@ -85,7 +85,15 @@ def test_health_is_asked_by_everybody_and_metrics_by_those_who_may(guarded: Any)
     ask = guarded.server.ask
     for path in ("/v2/health/live", "/v2/health/ready"):
         assert ask(path).status == 200
-    for path in ("/v2", "/metrics", "/v2/models/digits", "/v2/models/digits/ready", "/v2/repository/index", "/openapi.json", "/no"):
+    for path in (
+        "/v2",
+        "/metrics",
+        "/v2/models/digits",
+        "/v2/models/digits/ready",
+        "/v2/repository/index",
+        "/openapi.json",
+        "/no",
+    ):
         assert ask(path).status == 401, path
     assert ask("/metrics", X_Api_Key=guarded.keys["root"]).status == 200
     answer = ask("/metrics", X_Api_Key=guarded.keys["alice"])
