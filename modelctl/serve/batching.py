@@ -136,9 +136,10 @@ class Runner:
         self._waits: asyncio.TimerHandle | None = None  # for more to share a run with
         self._thread: threading.Thread | None = None
 
-    def submit(self, feeds: Tensors, timeout_s: float, done: Done) -> Job:
+    def submit(self, feeds: Tensors, timeout_s: float, done: Done, limit_s: float | None = None) -> Job:
         """Queue one request, whose outcome `done` is given on the loop.
 
+        `limit_s` is what the server lets a request wait, where its client waits for no more than `timeout_s`.
         `Refused` 429 when too many wait already, 503 while the model is not asked because it keeps failing.
         """
         self._breaker.admit()
@@ -157,7 +158,7 @@ class Runner:
             if len(self._arrived) == 1:
                 self._due(loop, self._turn)
         else:
-            job.timer = loop.call_later(timeout_s, self._late, job, timeout_s)
+            job.timer = loop.call_later(timeout_s, self._late, job, timeout_s if limit_s is None else limit_s)
             self._queued.append(job)
             if not self._busy:
                 self._gather(loop)
@@ -175,9 +176,9 @@ class Runner:
             self._thread.join(wait_s)
         return self._thread is None or not self._thread.is_alive()
 
-    def _late(self, job: Job, timeout_s: float) -> None:
-        """A job has waited long enough; if the thread has been at one run for as long, the model hangs."""
-        if self._busy and time.perf_counter() - self._fed >= timeout_s * HANGING:
+    def _late(self, job: Job, limit_s: float) -> None:
+        """A job has waited long enough; if the thread has been at one run for nearly the limit, the model hangs."""
+        if self._busy and time.perf_counter() - self._fed >= limit_s * HANGING:
             self._breaker.failed(FAILURES)
         job.settle(late())
 

@@ -227,7 +227,7 @@ class App:
         if shadow is not None and shadow.model is not model and (comparison := shadow.follow(feeds)) is not None:
             done = partial(_both, comparison, done)
         limit_s = self.timeout_s if timeout_s is None else min(timeout_s, self.timeout_s)
-        request.job = model.runner.submit(feeds, limit_s, done)
+        request.job = model.runner.submit(feeds, limit_s, done, self.timeout_s)
 
     def _computed(self, request: Request, write: Callable[[Outputs], Answer], outcome: Outcome) -> None:
         request.job = None

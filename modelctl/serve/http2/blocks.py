@@ -16,7 +16,7 @@ from hpack import Decoder
 from hpack.exceptions import HPACKError, OversizedHeaderListError
 from hpack.table import HeaderTable
 
-from modelctl.serve.heads import CHUNKED, LENGTH_DIGITS, Head, target
+from modelctl.serve.heads import CHUNKED, LENGTH_DIGITS, TOGETHER, Head, target
 from modelctl.serve.http2.frames import Broken, Code, Reset
 from modelctl.serve.refusal import Refused
 
@@ -100,6 +100,8 @@ def head_of(fields: Fields) -> Head:
             pseudo[name] = value
         elif name == b"cookie" and name in headers:
             headers[name] += b"; " + value  # it may come in crumbs (RFC 9113, 8.2.3)
+        elif name in TOGETHER and name in headers:
+            headers[name] += b"," + value
         elif name in (b"content-length", b"host") and headers.get(name, value) != value:
             raise Reset(Code.PROTOCOL_ERROR)
         else:

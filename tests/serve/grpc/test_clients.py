@@ -1,7 +1,13 @@
 """gRPC clients that people use, asked to talk to a real server."""
 
+import json
+import queue
+import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -63,3 +69,149 @@ def test_tritonclient_has_tensors_computed(client: Any) -> None:
     np.testing.assert_array_equal(infer(client, "half", {"x": ("FP16", half)}, ["y"]).as_numpy("y"), half)
     brain = np.array([[1.5, -2.0]], ml_dtypes.bfloat16)
     np.testing.assert_array_equal(infer(client, "brain", {"x": ("BF16", brain)}, ["y"]).as_numpy("y"), brain)
+
+
+def test_tritonclient_is_told_what_is_wrong(client: Any) -> None:
+    exceptions: Any = import_module("tritonclient.utils")
+    x = np.ones((1, 4), np.float32)
+    for model, inputs, told in (
+        ("none", {"x": ("FP32", x)}, "NOT_FOUND.*no model 'none'"),
+        ("affine", {"z": ("FP32", x)}, "INVALID_ARGUMENT.*no input 'z'"),
+        ("affine", {"x": ("FP32", x[:, :3])}, "INVALID_ARGUMENT.*the model takes"),
+    ):
+        with pytest.raises(exceptions.InferenceServerException, match=told):
+            infer(client, model, inputs, ["y"])
+    slow = {"x": ("FP32", np.ones((1, 256), np.float32))}
+    with pytest.raises(exceptions.InferenceServerException, match=re.compile("deadline", re.IGNORECASE)):
+        infer(client, "slow", slow, ["y"], client_timeout=0.0005)
+    assert infer(client, "slow", slow, ["y"], client_timeout=20).as_numpy("y").shape == (1, 256)
+    large = np.ones((70_000, 4), np.float32)
+    with pytest.raises(exceptions.InferenceServerException, match=r"RESOURCE_EXHAUSTED.*larger than 1000000 bytes"):
+        infer(client, "affine", {"x": ("FP32", large)}, ["y"])
+    assert infer(client, "affine", {"x": ("FP32", large[:60_000])}, ["y"]).as_numpy("y").shape == (60_000, 3)
+
+
+def test_tritonclient_compresses(client: Any) -> None:
+    x = np.ones((2_000, 4), np.float32)
+    found = infer(client, "affine", {"x": ("FP32", x)}, ["y"], compression_algorithm="gzip")
+    assert found.as_numpy("y").shape == (2_000, 3)
+
+
+def test_tritonclient_streams(client: Any) -> None:
+    triton: Any = import_module("tritonclient.grpc")
+    told: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    client.start_stream(lambda result, error: told.put((result, error)))
+    for turn in range(50):
+        x = np.full((1, 4 if turn != 20 else 3), turn, np.float32)
+        one = triton.InferInput("x", list(x.shape), "FP32")
+        one.set_data_from_numpy(x)
+        client.async_stream_infer("affine", [one], request_id=str(turn))
+    for turn in range(50):
+        result, error = told.get(timeout=20)
+        assert (error is not None) == (turn == 20)
+        assert error is not None or result.get_response().id == str(turn)
+    client.stop_stream()
+
+
+def test_tritonclient_loads_and_unloads(client: Any) -> None:
+    client.unload_model("lookup")
+    assert not client.is_model_ready("lookup")
+    client.load_model("lookup")
+    assert client.is_model_ready("lookup")
+
+
+def test_our_numbers_are_those_of_the_public_contracts() -> None:
+    pytest.importorskip("grpc", reason="pip install grpcio")
+    theirs: Any = pytest.importorskip("tritonclient.grpc.service_pb2", reason="pip install tritonclient grpcio")
+    pool: Any = import_module("modelctl.serve.grpc.messages").POOL
+
+    def same(one: Any, other: Any) -> None:
+        for field in one.fields:
+            found = other.fields_by_number[field.number]
+            assert (found.name, found.type, found.is_repeated) == (field.name, field.type, field.is_repeated)
+            assert (field.containing_oneof is None) == (found.containing_oneof is None)
+            if field.message_type is not None and field.message_type.containing_type is not None:
+                same(field.message_type, found.message_type)
+
+    service = pool.FindServiceByName("inference.GRPCInferenceService")
+    other = theirs.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+    for method in service.methods:
+        found = other.methods_by_name[method.name]
+        same(method.input_type, found.input_type)
+        same(method.output_type, found.output_type)
+    same(
+        pool.FindMessageTypeByName("inference.InferTensorContents"),
+        theirs.DESCRIPTOR.message_types_by_name["InferTensorContents"],
+    )
+
+
+@pytest.fixture
+def buf(server: Running, tmp_path: Path) -> Any:
+    """`buf curl`, which asks by reflection what it may ask."""
+    if shutil.which("buf") is None:
+        pytest.skip("npm install -g @bufbuild/buf")
+
+    def ask(method: str, *flags: str, **message: Any) -> subprocess.CompletedProcess[str]:
+        url = f"http://127.0.0.1:{server.port}/{method}"
+        command = ["buf", "curl", "--http2-prior-knowledge", *flags, "-d", json.dumps(message), url]
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={"PATH": "/usr/bin:/bin:/usr/local/bin", "HOME": str(tmp_path)},
+        )
+
+    return ask
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "grpcweb"])
+def test_buf_curl(buf: Any, protocol: str) -> None:
+    contents = {"fp32_contents": [1, 2, 3, 4]}
+    asked = {"name": "x", "datatype": "FP32", "shape": [1, 4], "contents": contents}
+    method = "inference.GRPCInferenceService/ModelInfer"
+    found = buf(method, "--protocol", protocol, model_name="affine", inputs=[asked])
+    assert found.returncode == 0, found.stderr
+    assert len(json.loads(found.stdout)["outputs"][0]["contents"]["fp32Contents"]) == 3
+    refused = buf(method, "--protocol", protocol, model_name="none")
+    assert refused.returncode != 0
+    assert json.loads(refused.stderr)["code"] == "not_found"
+
+
+def test_curl_with_prior_knowledge(server: Running, tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("apt-get install curl")
+    body = tmp_path / "body.json"
+    body.write_text("[[1, 2, 3, 4]" + ", [1, 2, 3, 4]" * 40_000 + "]")  # half a megabyte, in many frames
+    command = [
+        "curl",
+        "-sS",
+        "--http2-prior-knowledge",
+        "-w",
+        "%{http_version} %{http_code}",
+        "--data-binary",
+        f"@{body}",
+    ]
+    command.append(f"http://127.0.0.1:{server.port}/predict/affine")
+    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    assert found.endswith("2 200")
+    assert len(json.loads(found.removesuffix("2 200"))["outputs"]["y"]) == 40_001
+
+
+@pytest.mark.parametrize(("connections", "streams"), [(16, 1), (1, 16), (8, 32)])
+def test_h2load(server: Running, tmp_path: Path, connections: int, streams: int) -> None:
+    if shutil.which("h2load") is None:
+        pytest.skip("apt-get install nghttp2-client")
+    body = tmp_path / "body"
+    message: Any = import_module("modelctl.serve.grpc.messages").message("inference.ModelInferRequest")
+    asked = message(model_name="affine", raw_input_contents=[bytes(16)])
+    asked.inputs.add(name="x", datatype="FP32", shape=[1, 4])
+    data = asked.SerializeToString()
+    body.write_bytes(b"\0" + len(data).to_bytes(4, "big") + data)
+    command = ["h2load", "-n", "3000", "-c", str(connections), "-m", str(streams), "-d", str(body)]
+    command += ["-H", "content-type: application/grpc", "-H", "te: trailers"]
+    before = server.metric("modelctl_requests_total", model="affine")
+    url = f"http://127.0.0.1:{server.port}/inference.GRPCInferenceService/ModelInfer"
+    found = subprocess.run([*command, url], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "3000 succeeded, 0 failed, 0 errored" in found
+    assert server.metric("modelctl_requests_total", model="affine") == before + 3000

@@ -325,6 +325,7 @@ def test_who_does_not_wait_is_not_computed_for(server: Running, caller: Caller) 
     slow = raw("slow", {"x": np.ones((1, 256), np.float32)}).SerializeToString()
     late = caller.call(INFER, slow, grpc_timeout="1m")[1]
     assert int(late["grpc-status"]) == calls.DEADLINE_EXCEEDED
+    assert server.metric("modelctl_breaker_open", model="slow") == 0  # an impatient client says nothing of the model
     before = server.metric("modelctl_request_errors_total", model="slow", kind="client_gone")
     numbers = [caller.begin(INFER, slow) for _ in range(20)]
     caller.feed(*(frames.rst_stream(number, frames.Code.CANCEL) for number in numbers[1:]))
