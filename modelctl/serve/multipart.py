@@ -1,7 +1,6 @@
 """`multipart/form-data` taken apart (RFC 7578, RFC 2046 5.1): names, file names, contents; nothing is kept on disk."""
 
 import re
-from email.message import Message
 from typing import NamedTuple
 
 from modelctl.serve.refusal import Refused
@@ -9,6 +8,9 @@ from modelctl.serve.refusal import Refused
 MOST_PARTS = 1024
 MOST_HEAD_BYTES = 4096
 _BOUNDARY = re.compile(rb'(?i)(?:^|;)\s*boundary\s*=\s*(?:"([^"\r\n]{1,70})"|([^;,\s"]{1,70}))')
+
+# Of a Content-Disposition. RFC 7578 4.2 knows no `filename*`, so that nothing need be decoded.
+_PARAMETER = re.compile(r';\s*(name|filename)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;"\s]*))', re.IGNORECASE)
 
 
 class Part(NamedTuple):
@@ -33,7 +35,7 @@ def parts(body: bytes, content_type: bytes) -> list[Part]:
     if found is None:
         raise Refused("multipart/form-data names no boundary")
     mark = b"--" + (found[1] or found[2])
-    pieces = (b"\r\n" + body).split(b"\r\n" + mark, MOST_PARTS + 2)
+    pieces = (b"\r\n" + body).split(b"\r\n" + mark, MOST_PARTS + 1)
     if len(pieces) < 3 or not pieces[-1].startswith(b"--"):
         raise Refused(
             f"the form is not sound: its boundary is missing, it is cut short, or has more than {MOST_PARTS} parts"
@@ -47,12 +49,16 @@ def _part(piece: bytes) -> Part:
     end = piece.find(b"\r\n\r\n", 0, MOST_HEAD_BYTES)
     if start < 0 or end < 0 or piece[:start].strip(b" \t"):
         raise Refused("the form is not sound: a part has no headers, or too long ones")
-    message = Message()
-    for line in piece[start + 2 : end].split(b"\r\n"):
-        key, colon, value = line.decode("utf-8", "replace").partition(":")
-        if colon and key.strip().lower() == "content-disposition":
-            message["content-disposition"] = re.sub(r"[\x00-\x1f\x7f]", " ", value.strip())
-    name = message.get_param("name", header="content-disposition")
-    if not isinstance(name, str) or message.get_content_disposition() != "form-data":
+    found: dict[str, str] = {}
+    for line in piece[start + 2 : end].decode("utf-8", "replace").split("\r\n"):
+        key, _, value = line.partition(":")
+        if key.strip().lower() == "content-disposition" and value.strip().lower().startswith("form-data"):
+            found = {one[1].lower(): _unquoted(one) for one in _PARAMETER.finditer(value)}
+    if "name" not in found:
         raise Refused("the form is not sound: a part has no name")
-    return Part(name, message.get_filename(), piece[end + 4 :])
+    return Part(found["name"], found.get("filename"), piece[end + 4 :])
+
+
+def _unquoted(parameter: re.Match[str]) -> str:
+    quoted, bare = parameter[2], parameter[3]
+    return re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else bare
