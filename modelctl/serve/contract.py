@@ -201,5 +201,6 @@ TAGS = {
     "models": "The models that it has.",
     "inference": "Asking them: the Open Inference Protocol, and the simple way.",
     "page": "For people with a browser.",
-    "tensorflow": "As TensorFlow Serving answers; a float that is none is `NaN` or `Infinity` there, which is no JSON.",
+    "tensorflow": "As TensorFlow Serving answers: a float that is none is `NaN` or `Infinity`, which is no JSON. "
+    "Version 0 is the newest.",
 }

@@ -4,11 +4,12 @@ It is made, when first asked for, from the routes that there are: an operation i
 that has its route. A new route needs a line in `contract.OPERATIONS`; a test finds the routes that none tells of.
 """
 
+import asyncio
 import gzip
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -24,32 +25,53 @@ from modelctl.serve.models import Model
 from modelctl.serve.schemas import Schema
 from modelctl.serve.tensors import DATATYPES
 
+REMEMBERED = 64  # documents, for callers who know of other models
+Texts = tuple[bytes, bytes]  # of a document: plain, and zipped
+
 
 def routes(app: App) -> Iterable[Route]:
-    """The route of the document."""
+    """The route of the document; one for all who may know of the same models, made in a thread."""
+    made: dict[frozenset[str], asyncio.Future[Texts]] = {}
 
-    @cache
-    def texts() -> tuple[bytes, bytes]:
-        text = orjson.dumps(document(app))
-        return text, gzip.compress(text, 6, mtime=0)
-
-    def tell(request: Request) -> Answer:
-        visit = request.visit
-        if visit is not None and visit.caller is not None and visit.caller.limited:
-            return Answer(orjson.dumps(document(app, visit.knows)))
-        plain, zipped = texts()
-        if b"gzip" in request.head.headers.get(b"accept-encoding", b""):
-            return Answer(zipped, headers=((b"content-encoding", b"gzip"), (b"vary", b"accept-encoding")))
-        return Answer(plain, headers=((b"vary", b"accept-encoding"),))
+    def tell(request: Request) -> Answer | None:
+        knows = bool if request.visit is None else request.visit.knows
+        known = frozenset(filter(knows, {*app.models.names(), *_given(app)}))
+        texts = made.get(known)
+        if texts is None:
+            if len(made) >= REMEMBERED:
+                made.clear()
+            write = partial(
+                _written, [*told(app, knows)], [one for one in app.models if knows(one.name)], _schemes(app)
+            )
+            texts = made[known] = asyncio.get_running_loop().run_in_executor(None, write)
+        if texts.done():
+            return _sent(request, texts.result())
+        texts.add_done_callback(lambda done: request.reply(_sent(request, done.result())))
+        return None
 
     return [Route("GET", "/openapi.json", tell)]
 
 
-def document(app: App, knows: Callable[[str], bool] = bool) -> dict[str, Any]:
-    """The OpenAPI document of what an application answers now, as far as models go that the caller `knows` of."""
-    schemes = _schemes(app)
+def _sent(request: Request, texts: Texts) -> Answer:
+    plain, zipped = texts
+    if b"gzip" in request.head.headers.get(b"accept-encoding", b""):
+        return Answer(zipped, headers=((b"content-encoding", b"gzip"), (b"vary", b"accept-encoding")))
+    return Answer(plain, headers=((b"vary", b"accept-encoding"),))
+
+
+def _written(places: list["Place"], models: list[Model], schemes: dict[str, Schema]) -> Texts:
+    plain = orjson.dumps(_document(places, models, schemes))
+    return plain, gzip.compress(plain, 6, mtime=0)
+
+
+def document(app: App) -> dict[str, Any]:
+    """The OpenAPI document of what an application answers now."""
+    return _document([*told(app)], [*app.models], _schemes(app))
+
+
+def _document(places: list["Place"], models: list[Model], schemes: dict[str, Schema]) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
-    for one in told(app, knows):
+    for one in places:
         found = _operation(one, [*_OF_CALLERS, "429"] if schemes else [])
         if schemes and one.operation.open:
             found["security"] = []
@@ -65,7 +87,7 @@ def document(app: App, knows: Callable[[str], bool] = bool) -> dict[str, Any]:
         "security": [{name: []} for name in schemes],
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": paths,
-        "components": _components([one for one in app.models if knows(one.name)], schemes, paths),
+        "components": _components(models, schemes, paths),
     }
 
 

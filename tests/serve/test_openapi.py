@@ -52,6 +52,7 @@ def test_every_route_is_told_of(app: App) -> None:
     told = {(place.path, place.operation.method) for place in openapi.told(app)}
     routes = {(path, method) for path, methods in app.routes.items() for method in methods}
     untold = {path for path, _ in routes - told if not path.startswith(ELSEWHERE)} - FILES
+    untold = {one for one in untold if "/versions/0" not in one}  # another name for the newest, told of in words
     assert {one for one in untold if not one.endswith((":classify", ":regress"))} == set()
     assert {one for one in untold if "affine" in one} == {f"/v1/models/affine{one}:regress" for one in PLACES}
 

@@ -194,7 +194,7 @@ def test_tensors_are_asked_as_numbers_and_drawn_where_they_look_like_pictures(
     page.draw("canvas.board", *SEVEN)
     page.click("#send")
     assert int(np.argmax(answered(page)["outputs"]["logits"])) == 7
-    assert shown(page)[0][0] == "class 7"
+    assert shown(page)[0][0] == "[7]"
     assert curled(page, tmp_path) == answered(page)
 
 

@@ -3,6 +3,7 @@
 import { flat, h, shapeOf, svg, told } from './dom.js'
 
 const BARS = 10
+const FEW = 32 // a longer vector is told as numbers, unless it is of shares
 const SHOWN = 256
 
 /** What is shown of the JSON of an answer. */
@@ -27,6 +28,8 @@ function prediction(one) {
   return h('p', { class: 'big' }, told(one))
 }
 
+const areShares = (all) => all.every((one) => one >= 0 && one <= 1) && Math.abs(all.reduce((sum, one) => sum + one, 0) - 1) < 0.01
+
 const nameOf = (one) => one.label ?? `class ${one.index}`
 
 /** Names with scores: bars from 0, on a scale that holds all of them, and 0 to 1 where they are shares. */
@@ -48,8 +51,8 @@ function tensor(lists) {
   const numbers = all.filter((one) => typeof one === 'number')
   const shape = shapeOf(lists)
   if (all.length === 1) return h('p', { class: 'big' }, told(all[0]))
-  if (numbers.length === all.length && shape.length === 2 && shape[0] === 1 && shape[1] <= 1000) {
-    const ranked = all.map((score, place) => [`class ${place}`, score]).sort((a, b) => b[1] - a[1])
+  if (numbers.length === all.length && shape.length === 2 && shape[0] === 1 && (shape[1] <= FEW || areShares(all))) {
+    const ranked = all.map((score, place) => [`[${place}]`, score]).sort((a, b) => b[1] - a[1])
     const rest = ranked.length - BARS
     return h('div', {}, bars(ranked.slice(0, BARS)), rest > 0 ? h('p', { class: 'quiet' }, `and ${rest} more`) : null)
   }
