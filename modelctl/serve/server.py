@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from modelctl.serve.visits import Visits
 
 HANDSHAKE_S = 10.0  # the longest time that a client may take for that of TLS
+GOODBYE_S = 1.0  # and for its end: who keeps a connection in store does not listen
 DRAIN_S = 0.5  # how long connections are still taken after the request to end
 END_S = 0.02  # how often it is looked whether all is answered
 CLOSE_S = 1.0  # how long a model may take to finish what nobody waits for
@@ -141,7 +142,11 @@ class _Worker:
         """How a connection is encrypted, as the loop wants to be told."""
         if self._visits is None or self._visits.tls is None:
             return {}
-        return {"ssl": self._visits.tls, "ssl_handshake_timeout": min(HANDSHAKE_S, self._options.timeout_s)}
+        return {
+            "ssl": self._visits.tls,
+            "ssl_handshake_timeout": min(HANDSHAKE_S, self._options.timeout_s),
+            "ssl_shutdown_timeout": GOODBYE_S,
+        }
 
     def _welcomed(self, task: asyncio.Task[object]) -> None:
         self._welcomes.discard(task)

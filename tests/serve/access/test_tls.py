@@ -92,12 +92,31 @@ def test_tls_is_1_2_or_newer(secure: Running, authority: Authority, limits: Any,
             assert client.version() == f"TLSv1.{limits[0].value - 0x301}"
 
 
-def test_alpn_offers_http_1_1(secure: Running, authority: Authority) -> None:
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [(["http/1.1"], "http/1.1"), (["h2", "http/1.1"], "h2"), (["http/1.1", "h2"], "h2"), (["spdy/3"], None)],
+)
+def test_alpn_chooses_http_2_where_the_client_speaks_it(
+    secure: Running, authority: Authority, offered: list[str], chosen: str | None
+) -> None:
     context = trusting(authority)
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols(offered)
     plain = socket.create_connection(("127.0.0.1", secure.port), timeout=10)
     with context.wrap_socket(plain, server_hostname="localhost") as client:
-        assert client.selected_alpn_protocol() == "http/1.1"
+        assert client.selected_alpn_protocol() == chosen
+
+
+def test_a_connection_that_a_client_keeps_in_store_does_not_keep_the_server(
+    authority: Authority, zoo: dict[str, Path]
+) -> None:
+    cert, key = authority.sign("server5")
+    flags = ["--tls-cert", str(cert), "--tls-key", str(key)]
+    with servers.running([zoo["affine"]], *flags, trust=trusting(authority)) as server:
+        with contextlib.closing(server.connect()) as connection:
+            assert servers.ask(connection, "/v2").status == 200
+            server.process.send_signal(15)
+            server.process.wait(15)  # the loop's own patience with such a client is 30 seconds
+        assert server.ended() == (0, "")
 
 
 def test_who_speaks_no_tls_or_stops_in_the_middle_harms_nobody(secure: Running) -> None:

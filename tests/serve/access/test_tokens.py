@@ -2,6 +2,8 @@
 
 import base64
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -223,6 +225,18 @@ def test_a_jwks_file_that_is_not_right_is_refused(tmp_path: Path, text: str, sai
         tokens.read(tmp_path / "jwks.json")
     assert said in caught.value.message
     assert "jwks.json" in caught.value.message
+
+
+def test_without_pyjwt_it_is_said_what_to_install(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['jwt'] = None; from modelctl.cli.main import status_of; "
+    code += "sys.exit(status_of(sys.argv[1:]))"
+    (tmp_path / "jwks.json").write_text(jwts.jwks(SIGNERS["EdDSA"].jwk()))
+    flags = ["--jwt-keys", "jwks.json", "--jwt-issuer", "x", "--jwt-audience", "y", "--port", "0"]
+    command = [sys.executable, "-c", code, "serve", "absent.onnx", *flags]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "JWTs are read by PyJWT, which is not installed" in done.stderr
+    assert "pip install 'modelctl[jwt]'" in done.stderr
 
 
 def test_a_single_key_needs_no_name(tmp_path: Path) -> None:
