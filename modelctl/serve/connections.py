@@ -180,9 +180,7 @@ class Connection(asyncio.Protocol):
             self._app.refuse(self._request, Refused("the body came too slowly", 408))
         else:
             self._closed = True
-            # What it does not read would else stay in the system's memory, at its end of the wire closed or not.
-            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-            self.transport.abort()
+            reset(self.transport)
 
     def end(self) -> None:
         """Close once what was accepted is answered."""
@@ -313,6 +311,12 @@ class Connection(asyncio.Protocol):
             self._close()
         elif self._buffer and not self._busy:
             self._advance(b"")
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """End a connection at once: what its client does not read would else stay in the system's memory."""
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    transport.abort()
 
 
 async def sweep(wire: Wire, limit_s: float) -> None:

@@ -8,7 +8,7 @@ rest has come, bodies as HTTP/1.1's are.
 import asyncio
 from typing import cast
 
-from modelctl.serve.connections import AHEAD_BYTES, Wire
+from modelctl.serve.connections import AHEAD_BYTES, Wire, reset
 from modelctl.serve.grpc.streams import stream_of
 from modelctl.serve.http2 import frames
 from modelctl.serve.http2.answers import Answers
@@ -337,7 +337,7 @@ class Http2(asyncio.Protocol):
             self._break(Broken(Code.NO_ERROR, "nothing was asked for long"))
         else:
             self._closed = True
-            self.transport.abort()
+            reset(self.transport)
 
     def end(self) -> None:
         """Close once what was accepted is answered; called again and again."""
