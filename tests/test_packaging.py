@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
 import venv
 from pathlib import Path
 
@@ -56,7 +57,10 @@ def test_a_base_install_does_all_but_training(installed: Path, tmp_path: Path) -
     command = [modelctl, "serve", "elsewhere/int8.sealed", "--key-file", "aes.key", "--port", "0"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        assert server.stdout.readline().startswith("ready ")
+        ready, url, *_ = server.stdout.readline().split()
+        assert ready == "ready"
+        for path, held in (("/", b"/page/page.js?"), ("/docs", b"/page/docs.js?"), ("/page/page.css", b"--accent")):
+            assert held in urllib.request.urlopen(url + path, timeout=10).read()
         server.terminate()
     assert server.returncode == 0
 

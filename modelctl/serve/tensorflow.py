@@ -23,7 +23,9 @@ from typing import Any
 import numpy as np
 import orjson
 
+from modelctl.chains import Argmax, Sigmoid, Softmax, Threshold, TopK
 from modelctl.manifest import TensorSpec
+from modelctl.processing.after import After
 from modelctl.serve import predict
 from modelctl.serve.batching import Array
 from modelctl.serve.http import Answer, App, Handler, Outputs, Request, Route
@@ -212,11 +214,14 @@ def _classify(body: bytes, model: Model) -> tuple[dict[str, Array], Write]:
 
 
 def _classes(model: Model, outputs: Outputs) -> Answer:
-    """Of each example `[label, score]` of every class; a label is empty where none is declared."""
+    """Of each example `[label, score]` of every class, scaled as declared; a label is empty where none is declared."""
     name, scores = _floats(model, outputs, "classify", lambda one: one.ndim == 2)
-    labels = [one.labels for one in model.manifest.postprocess if one.output == name and hasattr(one, "labels")]
+    entries = [one for one in model.manifest.postprocess if one.output == name]
+    scaling = [one for one in entries if isinstance(one, Softmax | Sigmoid)]
+    rows = After(scaling).predictions(outputs, {}) if scaling else scores
+    labels = [one.labels for one in entries if isinstance(one, Argmax | TopK | Threshold)]
     words = labels[0] if labels and len(labels[0]) == scores.shape[1] else [""] * scores.shape[1]
-    results = [[*map(list, zip(words, row, strict=True))] for row in scores.tolist()]
+    results = [[*map(list, zip(words, row, strict=True))] for row in rows]
     return _dumped({"results": results}, outputs)
 
 
@@ -227,7 +232,7 @@ def _regress(body: bytes, model: Model) -> tuple[dict[str, Array], Write]:
 def _numbers(model: Model, outputs: Outputs) -> Answer:
     """One number for each example."""
     _, values = _floats(model, outputs, "regress", lambda one: one.ndim > 0 and one.size == len(one))
-    return _dumped({"results": values.reshape(-1).tolist()}, outputs)
+    return _dumped({"results": np.ascontiguousarray(values.reshape(-1))}, outputs)
 
 
 def _floats(model: Model, outputs: Outputs, verb: str, fits: Callable[[Array], bool]) -> tuple[str, Array]:

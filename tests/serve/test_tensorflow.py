@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import page_models
 import pytest
 import servers
 from onnx import helper
 from servers import Running
+
+from modelctl.data import digits
 
 ROWS = [[1.0, 2.0, 3.0, 4.0], [0.5, -1.0, 0.0, 2.0]]
 OF_PAIR = [{"a": [1, 2], "b": [5, 6]}, {"a": [3, 4], "b": [7, 8]}]
@@ -106,11 +109,24 @@ def test_examples_are_classified(server: Running, zoo: dict[str, Path]) -> None:
         np.testing.assert_allclose([[score for _, score in one] for one in results], expected, rtol=1e-5)
 
 
+def test_classes_have_the_labels_and_scores_that_are_declared(tmp_path: Path) -> None:
+    pytest.importorskip("PIL", reason="pip install pillow")
+    with np.load(digits.path()) as held:
+        pixels = held["x"][0].reshape(-1).tolist()
+    with servers.running([page_models.readable(tmp_path)]) as server:
+        (found,) = server.ask("/v1/models/digits:classify", {"examples": [{"x": pixels}]}).json["results"]
+        inputs = {"inputs": {"x": np.reshape(pixels, (1, 1, 8, 8)).tolist()}}
+        (expected,) = server.ask("/predict/digits", inputs).json["predictions"]
+        assert sum(score for _, score in found) == pytest.approx(1, abs=1e-5)
+        assert sorted(found, key=lambda one: -one[1])[:3] == [[one["label"], one["score"]] for one in expected]
+        assert server.stop() == (0, "")
+
+
 def test_examples_are_regressed_and_features_are_folded_to_rows(server: Running, images: Running) -> None:
     assert server.ask("/v1/models/log:regress", {"examples": [{"x": 1.0}, {"x": [1.0]}]}).json == {
         "results": [0.0, 0.0]
     }
-    assert images.ask("/v1/models/number:regress", {"examples": [{"x": 2.5}]}).json == {"results": [2.5]}
+    assert images.ask("/v1/models/number:regress", {"examples": [{"x": 0.1}]}).body == b'{"results":[0.1]}'
     for verb in ("classify", "regress"):
         answer = images.ask(f"/v1/models/picture:{verb}", {"examples": [{"x": [1, 2, 3, 4]}]})
         assert answer.error == f"picture has no output to {verb} with; ask :predict"
