@@ -46,7 +46,10 @@ def routes(app: App) -> Iterable[Route]:
         return predict
 
     def chosen(request: Request) -> Answer | None:
-        handler, request.model = by_name[_named(app, request.head.query)]
+        name = _named(app, request.head.query)
+        if request.visit is not None:
+            request.visit.check(name)
+        handler, request.model = by_name[name]
         return handler(request)
 
     by_name = {name: app.shared(name, bound) for name in app.models.names()}

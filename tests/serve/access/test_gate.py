@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -279,6 +281,12 @@ def test_keys_are_read_anew_when_their_file_changes_and_a_broken_one_is_refused(
         server.process.send_signal(1)
         eventually(lambda: all_say(first, 401))
         assert all_say(second, 401)
+        place = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+        before = place.read_text().split()
+        os.kill(int(before[0]), signal.SIGKILL)
+        eventually(lambda: len(set(place.read_text().split()) - set(before)) == 1, 20)
+        eventually(lambda: server.ask("/v2/health/ready").status == 200)
+        assert all_say(first, 401)  # nor does the one that takes its place know what was known at the start
         status, err = server.stop()
     assert status == 0
     assert "keys.nobody" in err
