@@ -76,8 +76,11 @@ class Pipe:
     def get_write_buffer_size(self) -> int:
         return 0
 
-    def get_extra_info(self, _: str) -> None:
-        return None
+    def get_extra_info(self, name: str) -> Any:
+        return self if name == "socket" else None
+
+    def setsockopt(self, *_: Any) -> None:
+        pass
 
 
 @dataclass

@@ -2,8 +2,9 @@
 
     python tests/bench/serve_parts.py
 
-The requests of `serve.py` are fed to 32 connections whose transports go nowhere, so that what is left out is the kernel
-and the event loop's reading and writing. CPU time stays comparable where others use the machine, too.
+The requests of `serve.py`, and the same over gRPC, are fed to 32 connections whose transports go nowhere, so that what
+is left out is the kernel and the event loop's reading and writing. CPU time stays comparable where others use the
+machine, too.
 """
 
 import asyncio
@@ -18,18 +19,26 @@ from typing import Any, cast
 import numpy as np
 import onnxruntime as ort
 import uvloop
+from hpack import Encoder
 from PIL import Image
 
 from modelctl.options import ExportOptions, ServeOptions
 from modelctl.serve import openinference
 from modelctl.serve.connections import Connection, Wire
+from modelctl.serve.grpc import inference
+from modelctl.serve.grpc.calls import framed
+from modelctl.serve.grpc.messages import parsed
+from modelctl.serve.grpc.plans import Plans as CallPlans
+from modelctl.serve.grpc.plans import recall_answer as recall_message
 from modelctl.serve.heads import Heads
 from modelctl.serve.http import Answer, App, Request
+from modelctl.serve.http2 import frames
+from modelctl.serve.http2.connection import Http2
 from modelctl.serve.models import Models, load_all
 from modelctl.serve.plans import HEADER_LENGTH, Plans, recall_answer
 from modelctl.steps.export import Source, export
 
-bench: Any = import_module("serve")  # beside this file; mypy takes tests/serve for it
+bench: Any = import_module("serve_models")  # beside this file
 CLIENTS = 32
 ROUNDS = 5
 
@@ -38,6 +47,9 @@ class Nowhere:
     """A transport that takes everything."""
 
     def write(self, data: bytes) -> None:
+        pass
+
+    def get_extra_info(self, name: str) -> None:
         pass
 
 
@@ -105,6 +117,7 @@ def main() -> None:
     raw = best(each(lambda: session.run(["y"], {"x": x[:1]})), 5000)
     figures = {"raw onnxruntime": raw, "in a run of 32": best(each(lambda: session.run(["y"], {"x": x})), 500) / 32}
     loop = uvloop.new_event_loop()
+    figures |= {f"grpc, {what}": cost for what, cost in grpc_parts(loop, models, x[:1].tobytes()).items()}
     for kind, body in bodies.items():
         figures |= {f"{kind}, {what}": cost for what, cost in parts(loop, models, kind, body).items()}
     figures |= {f"PNG of 28×28, {what}": cost for what, cost in picture_parts(loop, pictured).items()}
@@ -160,6 +173,66 @@ def picture_parts(loop: asyncio.AbstractEventLoop, models: Models) -> dict[str, 
         "decoded by Pillow alone": best(each(lambda: np.asarray(Image.open(BytesIO(body)))), 2000),
         "made a tensor": best(each(lambda: before.feeds([body])), 2000),
         "softmax and top 3": best(each(lambda: after.predictions(outputs, {})), 2000),
+    }
+
+
+class Call:
+    """A client of gRPC that asks the same again and again, as those do: all of its headers are in the table."""
+
+    def __init__(self, app: App, message: bytes) -> None:
+        self._number = -1
+        self._connection = Http2(Wire(app))
+        self._connection.connection_made(cast(asyncio.Transport, Nowhere()))
+        self._connection.data_received(frames.PREFACE + frames.settings({}) + frames.window_update(0, 1 << 30))
+        fields = [(":method", "POST"), (":scheme", "http"), (":path", "/inference.GRPCInferenceService/ModelInfer")]
+        fields += [(":authority", "127.0.0.1:8080"), ("te", "trailers"), ("content-type", "application/grpc")]
+        encoder, self._body = Encoder(), framed(message)
+        for _ in range(2):
+            self._block = encoder.encode(fields)
+            self.ask()
+
+    def ask(self) -> None:
+        """Send one request."""
+        self._number += 2
+        block, number = self._block, self._number
+        self._connection.data_received(
+            frames.frame(frames.HEADERS, frames.END_HEADERS, number, block)
+            + frames.frame(frames.DATA, frames.END_STREAM, number, self._body)
+        )
+
+
+def grpc_parts(loop: asyncio.AbstractEventLoop, models: Models, raw: bytes) -> dict[str, float]:
+    """CPU time of each part of one ModelInfer."""
+    model, plans = models.get("mlp"), CallPlans()
+    given = inference.InferRequest(model_name="mlp", raw_input_contents=[raw])
+    given.inputs.add(name="x", datatype="FP32", shape=(1, 784))
+    message = given.SerializeToString()
+
+    def read() -> Any:
+        return inference.read(parsed(inference.InferRequest, message), model)
+
+    asked = read()
+    plans.remember(message, given, asked, model)
+    outputs = {"y": np.zeros((1, 10), np.float32)}
+    inference.write(asked, outputs, model)
+
+    async def go(count: int) -> None:
+        for _ in range(count // CLIENTS):
+            for one in clients:
+                one.ask()
+            await asyncio.sleep(0)
+
+    async def connected() -> tuple[list[Call], Call]:
+        app = App(models, ServeOptions())
+        return [Call(app, message) for _ in range(CLIENTS)], Call(Immediate(models, ServeOptions()), message)
+
+    clients, client = loop.run_until_complete(connected())
+    return {
+        "whole": best(lambda count: loop.run_until_complete(go(count)), 6400),
+        "connection and frames": best(each(client.ask), 5000),
+        "message, as one before": best(each(lambda: plans.recall(message)), 5000),
+        "message, the long way": best(each(read), 2000),
+        "answer, as one before": best(each(lambda: recall_message(asked, outputs)), 5000),
     }
 
 

@@ -108,7 +108,7 @@ class CallStream(Stream):
 
     def complete(self, body: bytes) -> None:
         """The message is there."""
-        if self.request is None:
+        if self.request is None and not self.over:
             self.begin()
         if self.over:
             return
@@ -129,6 +129,7 @@ class CallStream(Stream):
         if self.over:
             return
         self.over = True
+        self.request = None
         if request.held_bytes:
             self.connection.app.release(request)
         if answer.status == 200:
@@ -178,7 +179,7 @@ class MessageStream(Stream):
 
     def take(self, data: bytes) -> None:
         """Some bytes of messages; with `ended`, the last ones."""
-        if self.request is None:
+        if self.request is None and not self.over:
             self.begin()
         request, app = self.request, self.connection.app
         if self.over or request is None:
@@ -270,10 +271,12 @@ class MessageStream(Stream):
         if self.timer is not None:
             self.timer.cancel()
         self.inbox.clear()
-        if self.request is not None:
-            self.connection.app.release(self.request)
-            if self.request.talk is not None:
-                self.request.talk.lost()
+        request, self.request = self.request, None
+        if request is not None:
+            self.connection.app.release(request)
+            talk, request.talk, request.line = request.talk, None, None
+            if talk is not None:
+                talk.lost()
 
     def _late(self) -> None:
         if self.request is not None and not self.over:

@@ -114,6 +114,7 @@ class Stream:
         if self.over:
             return
         self.over = True
+        self.request = None  # whose way back leads here: together they would live until the collector comes
         connection = self.connection
         if request.held_bytes:
             connection.app.release(request)
@@ -126,6 +127,7 @@ class Stream:
             self.over = True
             if self.request is not None:
                 self.connection.app.gone(self.request)
+                self.request = None
         self.out = None
 
     def drained(self) -> None:

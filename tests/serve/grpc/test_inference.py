@@ -241,7 +241,7 @@ def test_what_is_remembered_is_what_would_be_read(
             assert recalled.feeds.keys() == asked.feeds.keys()
             for one, other in zip(recalled.feeds.values(), asked.feeds.values(), strict=True):
                 assert one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
-            outputs = {"sum": asked.feeds["a"] * 2, "twice": asked.feeds["b"]}
+            outputs = {"sum": asked.feeds["a"], "twice": asked.feeds["b"]}
             plain = inference.write(asked, outputs, model).body
             inference.write(recalled, outputs, model)
             assert inference.write(recalled, outputs, model).body == plain
