@@ -18,6 +18,7 @@ from modelctl.manifest import TensorSpec
 
 Array = np.ndarray[Any, Any]
 MOST_CELLS = 1 << 24  # of one tensor
+MOST_TYPED = 1 << 21  # cells of a text
 
 
 class Rows:
@@ -139,7 +140,11 @@ def of_csv(text: str, tables: Sequence[chains.Table], header: bool | None = None
         header = set(columns) <= set(names)
     if header and len(set(names)) != len(names):
         raise DataError("the .csv body's first line names a column twice")
-    rows = [_row(row, names if header else list(columns), columns) for row in _rest(first, lines, header)]
+    rows: list[dict[str, Any]] = []
+    for row in _rest(first, lines, header):
+        rows.append(_row(row, names if header else list(columns), columns))
+        if len(rows) * len(row) > MOST_TYPED:
+            raise DataError(f"the .csv body has more than {MOST_TYPED} cells")
     if not rows:
         raise DataError("the .csv body holds no rows")
     return rows

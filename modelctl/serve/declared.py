@@ -5,8 +5,8 @@ Raw instances are made tensors, those go through the model as any others do, and
     {"model": "name@sha256:…", "predictions": [prediction, …]}       one for each instance; see `processing.after`
 
 Where nothing is declared after the model the answer has its `outputs`, as it has without any declaration. What takes
-longer than about a millisecond to make tensors of (a large picture, a long text) is handed to a thread, so that the
-loop goes on; so many may wait for it, and what they hold is bounded by the limits of `processing`.
+longer than about a millisecond to make tensors of (a large picture, a long text, many rows) is handed to a thread, so
+that the loop goes on; so many may wait for it, and what they hold is bounded by the limits of `processing`.
 """
 
 import asyncio
@@ -27,6 +27,7 @@ from modelctl.serve.refusal import Refused
 from modelctl.serve.tensors import check_shape
 
 THREADS = 2
+LONG_BYTES = 32 << 10  # a body that is longer is not even taken apart on the loop
 MOST_WAITING = 32  # requests whose instances are being made tensors, or wait for that
 
 Feeds = dict[str, Array]
@@ -51,17 +52,20 @@ class Desk:
                 return
         except DataError as error:
             raise Refused(error.message) from error
-        if self._waiting >= MOST_WAITING:
-            raise Refused("too many requests are waiting", 429, headers=((b"retry-after", b"1"),))
-        self._hand(model, request, taken.feeds)
+        self.hand(model, request, taken.feeds)
 
     def _run(self, model: Model, request: Request, feeds: Feeds) -> None:
         for name, spec in model.inputs.items():
             check_shape(name, list(feeds[name].shape), spec)
         self._app.run(model, feeds, request, partial(_write, model, request, feeds))
 
-    def _hand(self, model: Model, request: Request, make: Callable[[], Feeds]) -> None:
-        """Let a thread make the tensors; whose client leaves, or who waits too long, is not waited for."""
+    def hand(self, model: Model, request: Request, make: Callable[[], Feeds]) -> None:
+        """Let a thread make the tensors; whose client leaves, or who waits too long, is not waited for.
+
+        `Refused` 429 when too many wait already.
+        """
+        if self._waiting >= MOST_WAITING:
+            raise Refused("too many requests are waiting", 429, headers=((b"retry-after", b"1"),))
         loop = asyncio.get_running_loop()
 
         def made(outcome: Outcome) -> None:
@@ -92,6 +96,8 @@ class Desk:
 def _outcome(make: Callable[[], Feeds]) -> Outcome:
     try:
         return make()
+    except Refused as refused:
+        return refused
     except DataError as error:
         return Refused(error.message)
     except MemoryError:
@@ -104,7 +110,16 @@ def handler(app: App, desk: Desk, model: Model) -> Handler:
     assert declared is not None
     before = declared.before
 
+    def understood(request: Request) -> Feeds:
+        asked = raw.read(request.body, request.head.headers.get(b"content-type", b""), before)
+        if asked.instances is None or before is None:
+            return predict.read(asked.document, model)
+        return before.feeds(asked.instances)
+
     def predict_raw(request: Request) -> None:
+        if len(request.body) > LONG_BYTES:
+            desk.hand(model, request, partial(understood, request))
+            return
         asked = raw.read(request.body, request.head.headers.get(b"content-type", b""), before)
         if asked.instances is not None:
             desk.ask(model, request, asked.instances)

@@ -14,7 +14,7 @@ from modelctl.serve.refusal import Refused, told
 MSGPACK = b"application/msgpack"
 NAMES = frozenset({MSGPACK, b"application/x-msgpack", b"application/vnd.msgpack"})
 SHORT_BYTES = 1 << 20
-MOST_VALUES = 1 << 20
+MOST_VALUES = 1 << 18
 
 # The bytes of a value's head and what follows it, by its first byte (msgpack's spec.md, "Formats"): fixed payloads, and
 # for what has a length the bytes that tell it.

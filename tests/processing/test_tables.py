@@ -113,6 +113,13 @@ def test_csv_that_is_none(text: str, words: str) -> None:
         tables.of_csv(text, [TABLE])
 
 
+def test_a_text_of_too_many_cells_is_read_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MOST_TYPED", 100)
+    assert len(tables.of_csv("1,2,cook,1\n" * 25, [TABLE])) == 25
+    with pytest.raises(DataError, match="more than 100 cells"):
+        tables.of_csv("1,2,cook,1\n" * 26, [TABLE])
+
+
 def test_several_tables_share_a_row() -> None:
     other = chains.Table(input="z", columns=(chains.Number(name="height"),))
     one = chains.Table(input="x", columns=(AGE,))
