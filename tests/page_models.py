@@ -26,7 +26,7 @@ std = 50.0
 [[preprocess.columns]]
 name = "town"
 is = "category"
-values = ["Aarhus", "Bergen", "Cork"]
+values = ["Aarhus", "<img src='x' onerror='alert(1)'>", "Cork"]
 """
 
 

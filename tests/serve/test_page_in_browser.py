@@ -164,6 +164,7 @@ def test_a_table_is_asked_by_its_columns_and_a_text_by_its_words(
     page: Browser, served: Running, tmp_path: Path
 ) -> None:
     opened(page, served, "houses")
+    assert page.text(".cell select").split("\n")[1] == "<img src='x' onerror='alert(1)'>"  # a text as any other
     page.run(
         "document.querySelector('.cell input').value = '150'; document.querySelector('.cell select').value = 'Cork'"
     )
@@ -205,6 +206,9 @@ def test_rate_latency_and_the_chain_are_drawn(page: Browser) -> None:
         answered(page)
     drawn = "return [...document.querySelectorAll('.graph .line')].every(one => one.getAttribute('d'))"
     page.wait(lambda: page.run(drawn) and "ms" in page.text(".graph .p99 ~ b, .graph b.p99"))
+    half = "const { quantile } = await import('/page/live.js'); return quantile(a[0], a[1], 0.5)"
+    assert page.run(half, [0, 10, 0], [1, 2]) == 1.5
+    assert page.run(half, [0, 0], [1]) is None
     chain = page.text("#chain").lower()
     assert chain.index("optimize") < chain.index("digits") < chain.index("checkpoint") < chain.index("linear")
 
