@@ -120,7 +120,7 @@ def main() -> None:
     figures |= {f"grpc, {what}": cost for what, cost in grpc_parts(loop, models, x[:1].tobytes()).items()}
     for kind, body in bodies.items():
         figures |= {f"{kind}, {what}": cost for what, cost in parts(loop, models, kind, body).items()}
-    figures |= {f"PNG of 28×28, {what}": cost for what, cost in picture_parts(loop, pictured).items()}
+    figures |= {f"PNG 28×28, {what}": cost for what, cost in picture_parts(loop, pictured).items()}
     print(f"{'':34}{'CPU µs':>8}{'of raw':>8}")
     for what, cost in figures.items():
         print(f"{what:34}{cost:8.1f}{cost / raw:8.2f}")
@@ -170,7 +170,7 @@ def picture_parts(loop: asyncio.AbstractEventLoop, models: Models) -> dict[str, 
     outputs = {"y": np.random.default_rng(3).random((1, 10), dtype=np.float32)}
     return {
         "whole": best(whole(loop, models, head + body), 3200),
-        "decoded by Pillow alone": best(each(lambda: np.asarray(Image.open(BytesIO(body)))), 2000),
+        "only decoded": best(each(lambda: np.asarray(Image.open(BytesIO(body)))), 2000),
         "made a tensor": best(each(lambda: before.feeds([body])), 2000),
         "softmax and top 3": best(each(lambda: after.predictions(outputs, {})), 2000),
     }
