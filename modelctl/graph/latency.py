@@ -44,8 +44,8 @@ class Speedup:
 
     @property
     def is_slower(self) -> bool:
-        """Whether the second is surely the slower one."""
-        return self.high < SLOWER_BELOW
+        """Whether the second is surely the slower one, and by more than a model that is timed against itself."""
+        return self.value < SLOWER_BELOW and self.high < 1
 
     def facts(self) -> dict[str, float]:
         """As it is written into metrics and reports."""

@@ -172,7 +172,7 @@ def judge(name: str, facts: dict[str, Any], options: MeasuredOptions, same_graph
         missed.append(f"answers {facts['alike']:.6g} like its input, at least {options.min_agreement:g} was asked for")
     if options.min_speedup is not None and speedup["value"] < options.min_speedup:
         missed.append(f"runs at ×{speedup['value']:.2f} of the input, at least ×{options.min_speedup:g} was asked for")
-    elif not (options.allow_regression or same_graph) and speedup["high"] < latency.SLOWER_BELOW:
+    elif not (options.allow_regression or same_graph) and latency.Speedup(**speedup).is_slower:
         missed.append(
             f"is slower than its input: ×{speedup['value']:.2f} (×{speedup['low']:.2f} to ×{speedup['high']:.2f})"
         )

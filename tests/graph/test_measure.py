@@ -104,7 +104,7 @@ def test_the_law(found: dict[str, Any], options: dict[str, Any], says: str) -> N
 
 def test_what_the_law_lets_pass() -> None:
     measure.judge("out.onnx", facts(drop=50), MeasuredOptions())
-    measure.judge("out.onnx", facts(speed=0.965), MeasuredOptions())
+    measure.judge("out.onnx", facts(speed=0.975), MeasuredOptions())
     measure.judge("out.onnx", facts(speed=0.5, size=200), MeasuredOptions(allow_regression=True))
     measure.judge("out.onnx", facts(speed=0.5), MeasuredOptions(), same_graph=True)
 
@@ -119,7 +119,8 @@ def test_the_interval_of_a_median_is_that_of_order_statistics() -> None:
     assert (found.value, found.low, found.high) == (10.5, 6, 15)  # ranks 6 and 15 of 20, as in Conover's table
     assert latency.median_interval([1.0] * 9).facts() == {"value": 1, "low": 1, "high": 1}
     assert latency.Speedup(0.9, 0.8, 0.96).is_slower
-    assert not latency.Speedup(0.9, 0.8, 0.98).is_slower
+    assert not latency.Speedup(0.9, 0.8, 1.01).is_slower  # not surely
+    assert not latency.Speedup(0.98, 0.97, 0.99).is_slower  # so may a model be beside itself
 
 
 def test_a_model_is_timed_at_a_length_that_it_can_run(tmp_path: Path) -> None:
