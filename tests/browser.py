@@ -165,8 +165,9 @@ def browser(folder: Path) -> Iterator[Browser]:
         one.session = one.command("POST", "/session", {"capabilities": {"alwaysMatch": asked}})["sessionId"]
         one.command("POST", "/timeouts", {"script": 30_000, "pageLoad": 30_000})
         yield one
-        one.command("DELETE", "")
     finally:
+        if one.session:  # else Chromium outlives its driver
+            one.command("DELETE", "")
         driver.terminate()
         driver.wait(10)
 
