@@ -1,238 +1,237 @@
-"""Requests a second of a tiny MLP (784 floats in, 10 out), 32 connections, JSON and binary, beside what people use.
+"""Requests a second, latency, CPU time, start and memory of `modelctl serve`, beside what people use, in turns.
 
-    python tests/bench/serve.py [--rounds 3] [--seconds 4] [--peers]
+    python tests/bench/serve.py [--peers DIR] [--only fastapi,kserve] [--measure tiny,cnn,start] [--rounds 3]
 
-Needs wrk (apt-get install wrk). `--peers` installs FastAPI into an environment of its own and measures it too: the same
-request, declared with pydantic, the same onnxruntime session, uvicorn with uvloop and httptools, one worker. All
-contenders take turns, and the median of the rounds is shown, beside what raw onnxruntime does in one process. Client
-and server share the machine, so the figures compare; they are no absolute measure. CPU time of the server's process for
-a request is what stays comparable where others use the machine, too.
+Needs wrk and h2load (apt-get install wrk nghttp2-client), and grpcio for one call. Each peer is installed into an
+environment of its own under DIR (default: a temporary one; minutes, and some GB), all are started, and the contenders
+take turns; the median of the rounds is shown. One that can't be installed or gives no right answer is told, not fatal.
+`--only modelctl` installs nothing. Client and servers share the machine, so the figures compare; they are no absolute
+measure. CPU time of a server's processes for a request is what stays comparable where others use the machine, too.
 """
 
 import argparse
 import contextlib
-import json
 import os
-import re
+import platform
 import shutil
-import socket
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
-import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import onnxruntime as ort
-from onnx import TensorProto, helper, numpy_helper
+from serve_load import (
+    CLIENTS,
+    INFER,
+    START_S,
+    Found,
+    ask,
+    cpu_s,
+    free_port,
+    h2load,
+    process,
+    raw,
+    right,
+    runs,
+    wrk,
+)
+from serve_models import SIDES, pictures, session, write_models, write_scripts
+from serve_peers import OURS, SERVERS, Server
+from serve_start import starting
 
-PEER = """
-from contextlib import asynccontextmanager
-import numpy as np, onnxruntime as ort
-from fastapi import FastAPI
-from pydantic import BaseModel
-
-class Tensor(BaseModel):
-    name: str
-    shape: list[int]
-    datatype: str
-    data: list[float]
-
-class Asked(BaseModel):
-    inputs: list[Tensor]
-
-options = ort.SessionOptions()
-options.intra_op_num_threads = 1
-session = ort.InferenceSession("mlp.onnx", options)
-app = FastAPI()
-
-@app.post("/infer")
-async def infer(asked: Asked):
-    x = np.array(asked.inputs[0].data, dtype=np.float32).reshape(asked.inputs[0].shape)
-    (y,) = session.run(["y"], {"x": x})
-    return {"outputs": [{"name": "y", "datatype": "FP32", "shape": list(y.shape), "data": y.ravel().tolist()}]}
-"""
-
-# Every request another picture, of another length.
-VARIOUS = """
-local bodies = {}
-init = function()
-  math.randomseed(7)
-  for i = 1, 500 do
-    local x = {}
-    for j = 1, 784 do x[j] = string.format("%." .. math.random(1, 7) .. "f", math.random()) end
-    local head = '{"inputs":[{"name":"x","shape":[1,784],"datatype":"FP32","data":['
-    local headers = {["Content-Type"] = "application/json"}
-    bodies[i] = wrk.format("POST", nil, headers, head .. table.concat(x, ",") .. "]}]}")
-  end
-end
-local at = 0
-request = function()
-  at = at % 500 + 1
-  return bodies[at]
-end
-"""
+# How many times as many requests as a peer modelctl shall answer, by peer and form.
+GOALS = {
+    "fastapi": {"JSON": 8.0},
+    "mlserver": {"JSON": 12.0},
+    "kserve": {"JSON": 18.0, "gRPC": 5.0},
+    "litserve": {"JSON": 25.0},
+    "bentoml": {"JSON": 40.0},
+    "pytriton": {"JSON": 8.0, "binary": 8.0, "gRPC": 3.0},
+    "ray": {"JSON": 8.0},
+}
+FORMS = {
+    "json": "JSON",
+    "rows": "JSON",
+    "various": "JSON, each another",
+    "binary": "binary",
+    "floats": "floats alone",
+    "grpc": "gRPC",
+}
+RAW = "onnxruntime in process"
+SETTLE_S = 1.0  # over which idle servers are watched
 
 
-def write_model(path: Path, hidden: int = 32) -> None:
-    """784 → hidden → 10, relu between."""
-    chance = np.random.default_rng(0)
-    weights = {"a": (784, hidden), "b": (hidden, 10)}
-    graph = helper.make_graph(
-        [
-            helper.make_node("MatMul", ["x", "a"], ["h"]),
-            helper.make_node("Relu", ["h"], ["r"]),
-            helper.make_node("MatMul", ["r", "b"], ["y"]),
-        ],
-        "mlp",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 784])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 10])],
-        [numpy_helper.from_array(chance.standard_normal(shape).astype(np.float32), n) for n, shape in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    path.write_bytes(model.SerializeToString())
+@dataclass(frozen=True)
+class Live:
+    """A server that runs, and the forms in which each model answered rightly."""
+
+    server: Server
+    pid: int
+    port: int
+    grpc: int
+    forms: set[str]
+
+    def url(self, kind: str, model: str) -> str:
+        """Where a body of a kind goes."""
+        if kind == "grpc":
+            return f"http://127.0.0.1:{self.grpc}{INFER}"
+        return f"http://127.0.0.1:{self.port}{self.server.paths[kind].format(model=model)}"
+
+    def contender(self, kind: str, model: str, folder: Path, seconds: float) -> Callable[[], Found]:
+        """A slice of load on it."""
+        load = h2load if kind == "grpc" else wrk
+        front = "" if model == "mlp" else f"{model}."
+        return partial(load, self.url(kind, model), front + kind, folder, seconds, self.pid)
 
 
-def write_scripts(folder: Path) -> None:
-    """wrk's scripts: the same picture as JSON, and as a binary tensor with a binary answer."""
-    x = np.random.default_rng(1).random((1, 784), dtype=np.float32)
-    tensor = {"name": "x", "shape": [1, 784], "datatype": "FP32"}
-    asked = json.dumps({"inputs": [{**tensor, "data": [round(float(one), 4) for one in x[0]]}]}).encode()
-    parameters = {"binary_data_size": x.nbytes}
-    head = json.dumps(
-        {"inputs": [{**tensor, "parameters": parameters}], "parameters": {"binary_data_output": True}}
-    ).encode()
-    for name, body, header in (("json", asked, None), ("binary", head + x.tobytes(), len(head))):
-        (folder / f"{name}.body").write_bytes(body)
-        lines = ['wrk.method = "POST"', f'wrk.body = io.open("{folder}/{name}.body", "rb"):read("*a")']
-        lines.append('wrk.headers["Content-Type"] = "application/json"')
-        if header is not None:
-            lines.append(f'wrk.headers["Inference-Header-Content-Length"] = "{header}"')
-        (folder / f"{name}.lua").write_text("\n".join(lines))
-    (folder / "various.lua").write_text(VARIOUS)
-
-
-Found = tuple[float, str, float]  # requests a second, 99th percentile of latency, CPU time a request in µs
+Contenders = dict[tuple[str, str, str], Callable[[], Found]]  # by title, peer and form
 
 
 @contextlib.contextmanager
-def process(command: list[str], folder: Path, port: int) -> Iterator[int]:
-    """A server that listens on `port` within the block; its process id."""
-    server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
-    try:
-        for _ in range(200):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
+def live(chosen: Sequence[Server], peers: Path, folder: Path) -> Iterator[list[Live]]:
+    """Servers that are installed, started, and answer."""
+    with contextlib.ExitStack() as stack:
+        started = []
+        for server in (OURS, *chosen):
+            try:
+                python = server.peer.python(peers)
+            except subprocess.CalledProcessError as error:
+                print(f"{server.title}: can't be installed: {(error.stderr or str(error)).strip().splitlines()[-1]}")
+                continue
+            server.lay(folder)
+            ports = {name: str(free_port()) for name in ("port", "grpc", "metrics")}
+            program = f"{server.peer.name}_program.py"
+            known = {"python": python, "program": program, "folder": folder, **ports}
+            fill: Callable[[str], str] = partial(_filled, known)
+            environment = {name: fill(value) for name, value in server.environment.items()}
+            pid = stack.enter_context(process([fill(part) for part in server.command], folder, environment))
+            started.append(Live(server, pid, int(ports["port"]), int(fill(server.grpc)), set()))
+        yield [one for one in started if answers(one, folder)]
+
+
+def _filled(known: dict[str, object], text: str) -> str:
+    return text.format_map(known)
+
+
+def answers(one: Live, folder: Path) -> bool:
+    """Wait until a server answers all that is declared, and keep what it answers rightly; whether that is anything."""
+    wanted = {
+        name: session(folder / f"{name}.onnx").run(["y"], {"x": pictures(side)})[0] for name, side in SIDES.items()
+    }
+    ends, trouble = time.monotonic() + START_S, "it does not answer"
+    for kind in one.server.paths:
+        for model in SIDES if kind != "various" else ("mlp",):
+            front = "" if model == "mlp" else f"{model}."
+            while True:
+                try:
+                    if right(ask(one.url(kind, model), front + kind, folder), wanted[model]):
+                        one.forms.add(f"{model} {kind}")
+                    else:
+                        trouble = f"another answer to {kind} of {model}"
                     break
-            time.sleep(0.1)
-        yield server.pid
-    finally:
-        server.terminate()
-        server.wait(20)
+                except OSError as error:
+                    trouble = str(error)
+                if time.monotonic() > ends or not runs(one.pid):
+                    break
+                time.sleep(0.2)
+            if f"{model} {kind}" not in one.forms:
+                print(f"{one.server.title}: {kind}, {model}: {trouble.strip().splitlines()[0]}")
+    return bool(one.forms)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        port: int = one.getsockname()[1]
-        return port
+def tiny(servers: Sequence[Live], folder: Path, rounds: int, seconds: float) -> None:
+    """The tiny MLP, whose model time is next to nothing: what is measured is the server."""
+    print(f"\nTiny MLP (784 → 32 → 10), {CLIENTS} connections:\n")
+    contenders: Contenders = {(RAW, "", ""): partial(raw, folder / "mlp.onnx", seconds / 2)}
+    for kind in FORMS:
+        contenders |= _contenders(servers, kind, "mlp", folder, seconds)
+    table(contenders, rounds)
 
 
-def cpu_s(pid: int) -> float:
-    """CPU time of a process and those it started, in seconds (proc(5), stat)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return own + sum(cpu_s(int(child)) for child in children)
+def cnn(servers: Sequence[Live], folder: Path, rounds: int, seconds: float) -> None:
+    """A net that takes its time: what is measured is how a server keeps it busy, and who waits."""
+    for model, kinds, what in (
+        ("cnn", ("json", "rows"), "28×28 pictures as JSON"),
+        ("picture", ("binary", "floats", "grpc"), "224×224 pictures as 196 kB of floats"),
+    ):
+        print(f"\nA convolutional net of about 8 ms, {what}, {CLIENTS} connections:\n")
+        contenders: Contenders = {}
+        for kind in kinds:
+            contenders |= _contenders(servers, kind, model, folder, seconds)
+        table(contenders, rounds)
 
 
-def wrk(url: str, script: Path, seconds: float, pid: int) -> Found:
-    """What wrk finds at a URL that the process `pid` serves."""
-    before = cpu_s(pid)
-    command = ["wrk", "-t1", "-c32", f"-d{seconds:g}s", "--latency", "-s", str(script), url]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    if "Non-2xx" in text:
-        raise SystemExit(f"{url} answers with errors:\n{text}")
-    rate, tail = re.search(r"Requests/sec:\s+([\d.]+)", text), re.search(r"99%\s+(\S+)", text)
-    count = re.search(r"(\d+) requests in", text)
-    assert rate and tail and count
-    return float(rate[1]), tail[1], (cpu_s(pid) - before) / int(count[1]) * 1e6
+def _contenders(servers: Sequence[Live], kind: str, model: str, folder: Path, seconds: float) -> Contenders:
+    return {
+        (one.server.title, one.server.peer.name, FORMS[kind]): one.contender(kind, model, folder, seconds)
+        for one in servers
+        if f"{model} {kind}" in one.forms
+    }
 
 
-def raw(path: Path, seconds: float) -> Found:
-    """Calls a second of onnxruntime in this process, one thread."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(path, options)
-    x = np.random.default_rng(1).random((1, 784), dtype=np.float32)
-    calls, began, before = 0, time.perf_counter(), time.process_time()
-    while time.perf_counter() - began < seconds:
-        for _ in range(1000):
-            session.run(["y"], {"x": x})
-        calls += 1000
-    return calls / (time.perf_counter() - began), "-", (time.process_time() - before) / calls * 1e6
-
-
-def peer_python() -> Path:
-    """The interpreter of an environment that has FastAPI, made if it is not there."""
-    home = Path(tempfile.gettempdir()) / "modelctl-bench-fastapi"
-    python = home / "bin" / "python"
-    if not (home / "done").exists():
-        venv.create(home, with_pip=True, clear=True)
-        libraries = ["fastapi", "uvicorn[standard]", "numpy", "onnxruntime"]
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *libraries], check=True)
-        (home / "done").touch()
-    return python
+def table(contenders: Contenders, rounds: int) -> None:
+    """Let the contenders take turns, and print the medians."""
+    found: dict[tuple[str, str, str], list[Found]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, measure in contenders.items():
+            try:
+                found[name].append(measure())
+            except OSError as error:
+                print(f"{name[0]}, {name[2]}: {str(error).splitlines()[0]}")
+    rates = {name: statistics.median(one.rate for one in all_) for name, all_ in found.items() if all_}
+    base = next((rate for name, rate in rates.items() if name[0] == RAW), None)
+    print("| what | requests/s | of raw | modelctl is | asked | p50, ms | p99, ms | CPU, µs |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, rate in rates.items():
+        title, peer, form = name
+        ours = rates.get((OURS.title, "modelctl", form))
+        over = f"×{ours / rate:.1f}" if ours and peer != "modelctl" else ""
+        goal = GOALS.get(peer, {}).get(form) if base else None
+        p50, p99, cpu = (statistics.median(getattr(one, part) for one in found[name]) for part in ("p50", "p99", "cpu"))
+        cells = [f"{title}, {form}" if form else title, f"{rate:,.0f}", f"{rate / base:.3f}" if base else "", over]
+        cells += [
+            f"×{goal:g}" if goal else "",
+            *(f"{one:.2f}" if one == one else "" for one in (p50, p99)),
+            f"{cpu:.0f}",
+        ]
+        print("| " + " | ".join(cells) + " |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", type=Path, metavar="DIR", help="where the peers' environments are kept")
+    parser.add_argument("--only", default=",".join(GOALS), help="peers, or modelctl for it alone")
+    parser.add_argument("--measure", default="tiny,cnn,start")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=4)
-    parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--seconds", type=float, default=2)
     asked = parser.parse_args()
-    if shutil.which("wrk") is None:
-        raise SystemExit("wrk is missing: apt-get install wrk")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_model(folder / "mlp.onnx")
-        write_scripts(folder)
-        ours, theirs = free_port(), free_port()
-        command = [sys.executable, "-m", "modelctl", "serve", "mlp.onnx", "--port", str(ours)]
-        infer = f"http://127.0.0.1:{ours}/v2/models/mlp/infer"
-        with contextlib.ExitStack() as servers:
-            mine = servers.enter_context(process(command, folder, ours))
-            contenders: dict[str, Callable[[], Found]] = {
-                "raw onnxruntime, in process": lambda: raw(folder / "mlp.onnx", asked.seconds / 2),
-                "modelctl, binary": lambda: wrk(infer, folder / "binary.lua", asked.seconds, mine),
-                "modelctl, JSON": lambda: wrk(infer, folder / "json.lua", asked.seconds, mine),
-                "modelctl, JSON of many kinds": lambda: wrk(infer, folder / "various.lua", asked.seconds, mine),
-            }
-            if asked.peers:
-                (folder / "peer.py").write_text(PEER)
-                peer = [str(peer_python()), "-m", "uvicorn", "peer:app", "--port", str(theirs), "--no-access-log"]
-                other = servers.enter_context(process([*peer, "--log-level", "warning"], folder, theirs))
-                url = f"http://127.0.0.1:{theirs}/infer"
-                contenders["FastAPI + pydantic, JSON"] = lambda: wrk(url, folder / "json.lua", asked.seconds, other)
-            table(contenders, asked.rounds)
-
-
-def table(contenders: dict[str, Callable[[], Found]], rounds: int) -> None:
-    """Let the contenders take turns, and print the median of each."""
-    found: dict[str, list[Found]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, measure in contenders.items():
-            found[name].append(measure())
-    base = statistics.median(rate for rate, *_ in found["raw onnxruntime, in process"])
-    print(f"load before and beside: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    print(f"{'':30}{'requests/s':>12}{'of raw':>9}{'p99':>10}{'CPU µs':>9}")
-    for name, rates in found.items():
-        rate = statistics.median(one for one, *_ in rates)
-        tail = sorted(tail for _, tail, _ in rates)[len(rates) // 2]
-        cost = statistics.median(cost for *_, cost in rates)
-        print(f"{name:30}{rate:12.0f}{rate / base:9.3f}{tail:>10}{cost:9.1f}")
+    for tool in ("wrk", "h2load"):
+        if shutil.which(tool) is None:
+            raise SystemExit(f"{tool} is missing: apt-get install wrk nghttp2-client")
+    chosen = [one for one in SERVERS if one.peer.name in asked.only.split(",")]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        folder = Path(name).resolve()
+        took = write_models(folder)
+        write_scripts(folder, tuple(took))
+        about = ", ".join(f"{model} {ms:.2f} ms" for model, ms in took.items())
+        print(f"{platform.platform()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; CPython", end=" ")
+        print(f"{platform.python_version()}, onnxruntime {ort.__version__}, one thread: {about}")
+        if "start" in asked.measure:
+            starting(folder / "mlp.onnx")
+        if asked.measure == "start":
+            return
+        with live(chosen, (asked.peers or folder / "peers").resolve(), folder) as servers:
+            before, began = sum(cpu_s(one.pid) for one in servers), time.monotonic()
+            time.sleep(SETTLE_S)
+            share = (sum(cpu_s(one.pid) for one in servers) - before) / (time.monotonic() - began)
+            print(f"idle servers take {share:.0%} of a core together")
+            for part in (tiny, cnn):
+                if part.__name__ in asked.measure:
+                    part(servers, folder, asked.rounds, asked.seconds)
 
 
 if __name__ == "__main__":
