@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 
 from hpack import Decoder
 from hpack.exceptions import HPACKError, OversizedHeaderListError
+from hpack.huffman_table import decode_huffman
 from hpack.table import HeaderTable
 
 from modelctl.serve.heads import CHUNKED, LENGTH_DIGITS, TOGETHER, Head, target
@@ -46,6 +47,68 @@ class _Table(HeaderTable):
         self.touched += 1
         super().add(name, value)
 
+    def plain(self, block: bytes) -> Fields | None:
+        """The fields of a block that has only small indices and short strings, as those have that come again and again.
+
+        None, and the table is not touched, for any other one: the library reads it, or says what is wrong with it. It
+        says so, too, when an index comes after a field that drives others out of the table.
+        """
+        found: Fields = []
+        added: Fields = []
+        room, place, size, total = self._maxsize - self._current_size, 0, len(block), 0
+        while place < size:
+            first = block[place]
+            place += 1
+            if 0x80 < first < 0xFF:
+                field = self._entry(first & 0x7F, added, room)
+            elif first & 0x3F == 0x3F or 0x20 <= first < 0x40 or first & 0x4F == 0x0F or first == 0x80:
+                return None
+            else:
+                index = first & 0x3F if first & 0x40 else first & 0x0F
+                named = self._entry(index, added, room) if index else None
+                name, place = _short(block, place) if not index else (named and named[0], place)
+                value, place = _short(block, place)
+                field = None if name is None or value is None else (name, value)
+            if field is None:
+                return None
+            found.append(field)
+            total += len(field[0]) + len(field[1]) + 32
+            if 0x40 <= first < 0x80:
+                added.append(field)
+                room -= len(field[0]) + len(field[1]) + 32
+        if total > LIST_LIMIT_BYTES:
+            return None
+        for field in added:
+            self.add(*field)
+        return found
+
+    def _entry(self, index: int, added: Fields, room: int) -> tuple[bytes, bytes] | None:
+        """What an index stands for, behind fields that are about to be added."""
+        if index <= self.STATIC_TABLE_LENGTH:
+            return self.STATIC_TABLE[index - 1]
+        index -= self.STATIC_TABLE_LENGTH + 1
+        if room < 0:
+            return None
+        if index < len(added):
+            return added[-1 - index]
+        index -= len(added)
+        return self.dynamic_entries[index] if index < len(self.dynamic_entries) else None
+
+
+def _short(block: bytes, place: int) -> tuple[bytes | None, int]:
+    """A string of fewer than 127 bytes, and the place behind it."""
+    length = block[place] if place < len(block) else 0xFF
+    end = place + 1 + (length & 0x7F)
+    if length & 0x7F == 0x7F or end > len(block):
+        return None, place
+    data = block[place + 1 : end]
+    if not length & 0x80:
+        return data, end
+    try:
+        return decode_huffman(data), end
+    except HPACKError:
+        return None, place
+
 
 class Blocks(Generic[Meaning]):
     """Reads the header blocks of one connection; `meaning` says what is made of a head, and is remembered with it."""
@@ -73,6 +136,11 @@ class Blocks(Generic[Meaning]):
     def fields(self, block: bytes) -> Fields:
         """The fields of a block, in order; `Broken` when it can't be read, as what follows then can't be, either."""
         touched = self._table.touched
+        quick = self._table.plain(block)
+        if quick is not None:
+            if self._table.touched != touched:
+                self._known.clear()
+            return quick
         try:
             found = [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
         except OversizedHeaderListError as error:
