@@ -36,6 +36,7 @@ logger = logging.getLogger("modelctl.serve")
 
 STDOUT = "-"
 PAUSE_S = 0.1  # between two writes
+REMEMBERED = 1024
 WAITING_BYTES = 16 << 20  # of lines that wait; more are lost, and counted
 END_S = 2.0
 
@@ -58,7 +59,8 @@ class RequestLog:
         self._complained = False
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
-        self._second = (0, "")
+        self._second = (0, b"")
+        self._known: dict[object, bytes] = {}
 
     def begin(self, lost: Callable[[int], None]) -> None:
         """Start to write; `lost` is told how many lines could not be."""
@@ -81,32 +83,26 @@ class RequestLog:
 
     def write(self, visit: "Visit", status: int, size: int, took: Times, answer: "Answer | None", keep: int) -> None:
         """A line for a request that is over; with at most `keep` bytes of its bodies."""
-        request, model = visit.request, visit.request.model
-        head = request.head
-        line: dict[str, object] = {
-            "time": self._now(),
-            "remote": visit.guest.remote,
-            "method": head.method,
-            "path": head.path,
-            "status": status,
-            "in": len(request.body),
-            "out": size,
-            "total_ms": round(took[0] * 1e3, 3),
-        }
-        if model is not None:
-            line["model"] = model.told
+        request = visit.request
+        more = b""
         if took[2] >= 0:
-            line["queue_ms"], line["compute_ms"] = round(took[1] * 1e3, 3), round(took[2] * 1e3, 3)
-        if visit.kind:
-            line["error"] = visit.kind
-        if visit.caller is not None:
-            line["key"] = visit.caller.name
+            more = b',"queue_ms":%.3f,"compute_ms":%.3f' % (took[1] * 1e3, took[2] * 1e3)
         if visit.context is not None:
-            line["trace"] = visit.context.trace
+            more += b',"trace":"%b"' % visit.context.trace.encode()
         if keep:
-            line["sent"] = _payload(request.body, keep)
-            line["answered"] = _payload(answer.body if answer is not None else b"", keep)
-        data = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+            parts = {
+                "sent": _payload(request.body, keep),
+                "answered": _payload(answer.body if answer is not None else b"", keep),
+            }
+            more += b"," + orjson.dumps(parts)[1:-1]
+        data = b'{"time":"%b",%b,"in":%d,"out":%d,"total_ms":%.3f%b}\n' % (
+            self._now(),
+            self._lasting(visit, status),
+            len(request.body),
+            size,
+            took[0] * 1e3,
+            more,
+        )
         if self.waiting_bytes + len(data) > WAITING_BYTES:
             self._lost(1)
             return
@@ -118,12 +114,28 @@ class RequestLog:
         """What is still to be written."""
         return self._given - self._taken
 
-    def _now(self) -> str:
+    def _lasting(self, visit: "Visit", status: int) -> bytes:
+        """What a line says that others before it said, too."""
+        head, model, caller = visit.request.head, visit.request.model, visit.caller
+        told = model and model.told
+        name = caller and caller.name
+        key = (visit.guest.remote, head.method, head.path, status, told, name, visit.kind)
+        found = self._known.get(key)
+        if found is None:
+            facts = {"remote": visit.guest.remote, "method": head.method, "path": head.path, "status": status}
+            more = {"model": told, "key": name, "error": visit.kind}
+            found = orjson.dumps({**facts, **{word: value for word, value in more.items() if value}})[1:-1]
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            self._known[key] = found
+        return found
+
+    def _now(self) -> bytes:
         now = time.time()
         second = int(now)
         if second != self._second[0]:
-            self._second = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._second[1]}.{int((now - second) * 1000):03}Z"
+            self._second = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
+        return b"%b.%03dZ" % (self._second[1], (now - second) * 1000)
 
     def _open(self) -> int:
         if self._place == STDOUT:

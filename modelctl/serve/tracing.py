@@ -1,8 +1,8 @@
 """Where a request stands in a trace, and the spans that tell of it.
 
 Contexts come and go as `traceparent` (W3C Trace Context, level 1: version, trace id, parent's span id, flags). One that
-is malformed is none, and a new trace begins here; a `tracestate` is kept with the spans where its parent is good. The
-answer's `traceparent` names the server's span.
+is malformed is none; a `tracestate` is kept with the spans where its parent is good. The answer's `traceparent` names
+the server's span. Without a context a request begins a trace if it is recorded, and else is in none.
 
 A span of the server has two children, the wait for the model and its run, and the attributes of OpenTelemetry's
 semantic conventions for HTTP. A request is recorded if its parent was, as the flag says; of traces that begin here, so
@@ -46,15 +46,20 @@ class Context(NamedTuple):
         return b"traceparent", f"00-{self.trace}-{self.span}-0{int(self.sampled)}".encode()
 
 
-def context(headers: Mapping[bytes, bytes], tracer: "Tracer | None") -> Context:
-    """The context of a request with these headers, the server's own span in it."""
-    span = f"{random.getrandbits(64) or 1:016x}"
+def context(headers: Mapping[bytes, bytes], tracer: "Tracer | None") -> Context | None:
+    """The context of a request with these headers, the server's own span in it; None: it is in no trace."""
     found = headers.get(b"traceparent")
     if found is not None and (parent := read_parent(found)) is not None:
         trace, above, sampled = parent
-        return Context(trace, span, above, sampled, read_state(headers.get(b"tracestate", b"")))
+        return Context(trace, _new_span(), above, sampled, read_state(headers.get(b"tracestate", b"")))
+    if tracer is None:
+        return None
     number = random.getrandbits(128) or 1
-    return Context(f"{number:032x}", span, "", tracer is not None and tracer.draws(number), "")
+    return Context(f"{number:032x}", _new_span(), "", True, "") if tracer.draws(number) else None
+
+
+def _new_span() -> str:
+    return f"{random.getrandbits(64) or 1:016x}"
 
 
 def read_parent(value: bytes) -> tuple[str, str, bool] | None:
@@ -118,9 +123,19 @@ class Tracer:
                 ("queue", arrived, arrived + queue),
                 ("compute", arrived + queue, arrived + queue + compute),
             ):
-                span = f"{random.getrandbits(64) or 1:016x}"
                 spans.append(
-                    Span(context.trace, span, context.span, context.state, name, INTERNAL, start, end, facts, False)
+                    Span(
+                        context.trace,
+                        _new_span(),
+                        context.span,
+                        context.state,
+                        name,
+                        INTERNAL,
+                        start,
+                        end,
+                        facts,
+                        False,
+                    )
                 )
         self._exporter.put(spans)
 

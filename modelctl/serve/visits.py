@@ -39,7 +39,7 @@ class Visits:
         self.origins: Origins | None = None
         self.log: RequestLog | None = None
         self.tracer: Tracer | None = None
-        self.context: Callable[[Mapping[bytes, bytes]], Context] | None = None  # of a request's headers
+        self.context: Callable[[Mapping[bytes, bytes]], Context | None] | None = None  # of a request's headers
         self.payload_bytes = options.log_payloads
         self._kept: dict[str, Kept[Any]] = {}
         if options.asks_who or options.tls_cert is not None:
@@ -59,6 +59,7 @@ class Visits:
             from modelctl.serve import tracing
 
             self.tracer = tracing.Tracer(url, options.trace_share)
+        self.sees_off = not (self.log is None and self.tracer is None and self.origins is None)
         if self.log is not None or self.tracer is not None:
             from modelctl.serve import tracing
 
@@ -119,6 +120,8 @@ class Visits:
 
     def left(self, visit: "Visit", status: int, size: int, answer: Answer | None) -> None:
         """Tell of a request that is over."""
+        if self.log is None and visit.context is None:
+            return
         took = visit.times()
         if self.log is not None:
             self.log.write(visit, status, size, took, answer if self.payload_bytes else None, self.payload_bytes)
@@ -193,9 +196,11 @@ class Visit:
         self.context: Context | None = None
         if self.visits.context is not None:
             self.context = self.visits.context(request.head.headers)
-            self.headers = (self.context.header,)
+            if self.context is not None:
+                self.headers = (self.context.header,)
         request.visit = self
-        request.send = self.leave
+        if self.visits.sees_off:
+            request.send = self.leave
 
     def asks(self, model: Model) -> None:
         """The model is known, and about to be asked; `Refused` 403."""
@@ -239,7 +244,8 @@ class Visit:
     def leave(self, request: Request, answer: Answer) -> None:
         """Send the answer, and tell of it."""
         if self.headers:
-            answer = answer._replace(headers=(*answer.headers, *self.headers))
+            body, kind, status, headers = answer
+            answer = Answer(body, kind, status, headers + self.headers)
         self.send(request, answer)
         if not self.over:
             self.over = True

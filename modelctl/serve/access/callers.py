@@ -13,7 +13,7 @@ EVERYTHING = Rights(may=tuple(May))
 class Caller:
     """A client that has shown who it is; `number` tells it from all others, in every worker and after every reload."""
 
-    __slots__ = ("_asks", "burst", "may", "name", "number", "rights", "step_s", "until")
+    __slots__ = ("_asks", "admitted", "burst", "may", "name", "number", "rights", "step_s", "until")
 
     def __init__(self, name: str, rights: Rights, kind: str, until: float | None = None) -> None:
         self.name = name
@@ -23,6 +23,7 @@ class Caller:
         self.step_s = 1 / rights.rate if rights.rate is not None else 0.0  # between two requests, on the whole
         self.burst = rights.at_once
         self.number = int.from_bytes(hashlib.sha256(f"{kind}:{name}".encode()).digest()[:8], "little") or 1
+        self.admitted: set[str] = set()  # paths at which it was found that it may ask
         self._asks: dict[str, bool] = {}
 
     def asks(self, model: str) -> bool:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from modelctl.crypto.api_keys import KEY_LETTERS, PREFIX
 from modelctl.options import May, ServeOptions
 from modelctl.serve.access import keys, tls
-from modelctl.serve.access.callers import EVERYTHING, Caller
+from modelctl.serve.access.callers import EVERYTHING, REMEMBERED, Caller
 from modelctl.serve.access.kept import Kept
 from modelctl.serve.access.rates import Rates
 from modelctl.serve.heads import Head
@@ -67,12 +67,17 @@ class Gate:
             after = (b"retry-after", b"%d" % math.ceil(wait))
             raise Refused(f"more than {caller.rights.rate:g} requests a second", 429, "rate", (after,))
         path = head.path
+        if path in caller.admitted:
+            return
         if path == "/metrics" and May.METRICS not in caller.may:
             raise forbidden(caller, "see metrics")
         if LOADS.fullmatch(path) and May.LOAD not in caller.may:
             raise forbidden(caller, "load and unload models")
         if (named := MODEL.match(path)) is not None:
             check_model(caller, named[1].rpartition(":")[0] or named[1] if path.startswith("/v1/") else named[1])
+        if len(caller.admitted) >= REMEMBERED:
+            caller.admitted.clear()
+        caller.admitted.add(path)
 
     def who(self, headers: dict[bytes, bytes], names: Sequence[str]) -> Caller:
         """Who asks; `names` are those of his certificate. `Refused` 400 or 401."""
@@ -86,9 +91,9 @@ class Gate:
         if authorization is not None:
             if key is not None:
                 raise Refused("both Authorization and X-Api-Key are given", 400)
-            scheme, _, key = authorization.partition(b" ")
-            if scheme.lower() != b"bearer":
+            if authorization[:7].lower() != b"bearer ":
                 raise unknown("Authorization is not Bearer and a key or token")
+            key = authorization[7:]
         if key is not None:
             return self._whose(key.strip())
         if self.keys is not None:

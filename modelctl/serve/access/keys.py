@@ -1,7 +1,7 @@
 """API keys as a server knows them: callers by the hash of what they send, or by what their certificates call them."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from modelctl.crypto import api_keys
@@ -14,10 +14,16 @@ class Keys:
 
     by_hash: dict[bytes, Caller]
     by_certificate: dict[str, Caller]
+    _shown: dict[bytes, Caller] = field(default_factory=dict, repr=False)  # good keys, which need no further hashing
 
     def find(self, key: bytes) -> Caller | None:
         """Whose key this is."""
-        return self.by_hash.get(hashlib.sha256(key).digest())
+        found = self._shown.get(key)
+        if found is None:
+            found = self.by_hash.get(hashlib.sha256(key).digest())
+            if found is not None:
+                self._shown[key] = found
+        return found
 
 
 def read(path: Path) -> Keys:

@@ -42,6 +42,8 @@ class Rates:
     def _place(self, number: int) -> int:
         """Where a caller's bucket is; a new one takes the place of that which is, or will be, full the soonest."""
         first = number % PLACES
+        if self._numbers[first] == number:
+            return first
         places = [(first + step) % PLACES for step in range(TRIED)]
         for place in places:
             if self._numbers[place] == number:
