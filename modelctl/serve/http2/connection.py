@@ -21,6 +21,7 @@ from modelctl.serve.http2.streams import WINDOW, Stream
 STREAMS = 256  # at once
 FRAME_BYTES = 1 << 16  # of a frame that we take
 CONNECTION_WINDOW = 1 << 24  # bytes that may be under way over all streams
+LINGER_TURNS = 10  # calls of `end` that a peer has to close, once all is said
 CONTINUATIONS = 16  # of one header block
 UNSENT_BYTES = 1 << 26  # of answers that wait for the peer's leave, before it is refused further ones
 _SETTINGS = {
@@ -51,6 +52,8 @@ class Http2(asyncio.Protocol):
         self._held = False  # we read no further
         self._pinged = -1  # what was heard when it was asked whether the peer is there
         self._closed = False
+        self._silent = False  # the peer sends no more
+        self._lingers = 0  # calls of `end` since we send no more
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A peer is there."""
@@ -69,7 +72,7 @@ class Http2(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The peer sends no more; it has left, unless an answer is due within this turn of the loop."""
-        self._control.final = True
+        self._control.final = self._silent = True
         if self.transport.get_extra_info("sslcontext") is not None:
             return False  # TLS has no half of a connection
         requests = [one.request for one in self.streams.values()]
@@ -341,14 +344,24 @@ class Http2(asyncio.Protocol):
 
     def end(self) -> None:
         """Close once what was accepted is answered; called again and again."""
+        if self._closed:
+            self._lingers += 1
+            if self._lingers > LINGER_TURNS:
+                self.transport.close()
+            return
         self._control.end(self._settled)
         for stream in list(self.streams.values()):
             stream.end()
 
     def close_if_done(self) -> None:
         """Close, if the peer knows the end and all is answered."""
-        if self._control.final and not self.streams:
+        if self.streams or self._closed:
+            return
+        if self._silent or not self.transport.can_write_eof():
             self._close()
+        else:  # what it still sends would, unread, have the system take back what it has not read of us
+            self._closed = True
+            self.transport.write_eof()
 
     def _break(self, broken: Broken) -> None:
         """End the connection, and say why."""
