@@ -1,6 +1,7 @@
 """gRPC clients that people use, asked to talk to a real server."""
 
 import json
+import os
 import queue
 import re
 import shutil
@@ -159,7 +160,7 @@ def buf(server: Running, tmp_path: Path) -> Any:
             capture_output=True,
             text=True,
             timeout=60,
-            env={"PATH": "/usr/bin:/bin:/usr/local/bin", "HOME": str(tmp_path)},
+            env={**os.environ, "HOME": str(tmp_path)},
         )
 
     return ask
