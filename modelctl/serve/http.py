@@ -10,6 +10,7 @@ answer that a model gave, or would have given, carries `Modelctl-Model: name@sha
 """
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -44,8 +45,9 @@ PROTOCOLS = (
     "openapi",
     "page.assets",
     "page.told",
-    "grpc.services",
 )
+CALLS = "grpc.services"  # is loaded when first called for
+METHOD_PATH = re.compile(r"/\w+(\.\w+)+/\w+")  # of gRPC: /package.Service/Method
 JSON = b"application/json"
 HELD_BODIES = 8  # bodies in memory may take as much as so many of the largest size
 
@@ -112,6 +114,7 @@ class App:
         self.models = models
         self.changes = changes
         self.ready = True
+        self._protocols = PROTOCOLS
         self.visits: Visits | None = None
         self.unrouted = models.board.tally(models.worker, 0)
         self.limit_bytes = int(options.max_body_mb * 1_000_000)
@@ -125,7 +128,7 @@ class App:
     def reroute(self) -> None:
         """Lead requests to the models that there are now."""
         routes: dict[str, dict[str, Route]] = {}
-        for name in PROTOCOLS:
+        for name in self._protocols:
             for route in import_module(f"modelctl.serve.{name}").routes(self):
                 routes.setdefault(route.path, {})[route.method] = route
         self._routes = routes
@@ -258,7 +261,13 @@ class App:
         return request.refused(error)
 
     def _unusual(self, head: Head, methods: dict[str, Route] | None) -> Route:
-        """The route of a HEAD request; `Refused` 404 or 405 where there is none."""
+        """The route of a HEAD request, or of the first call; `Refused` 404 or 405 where there is none."""
+        if self._protocols is PROTOCOLS and METHOD_PATH.fullmatch(head.path):
+            self._protocols = (*PROTOCOLS, CALLS)
+            self.reroute()
+            methods = self._routes.get(head.path, {})
+            if head.method in methods:
+                return methods[head.method]
         if head.method == "GRPC":
             raise Refused(f"no method {told(head.path)}; grpc.reflection.v1 tells which there are", 501, "not_found")
         if methods is None:
