@@ -114,7 +114,7 @@ class App:
         self.models = models
         self.changes = changes
         self.ready = True
-        self._protocols = PROTOCOLS
+        self._protocols: tuple[str, ...] = PROTOCOLS
         self.visits: Visits | None = None
         self.unrouted = models.board.tally(models.worker, 0)
         self.limit_bytes = int(options.max_body_mb * 1_000_000)
