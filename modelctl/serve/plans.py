@@ -199,10 +199,17 @@ def recall_answer(asked: Asked, outputs: dict[str, Array]) -> Answer | None:
     if look.headers:
         blobs = [outputs[name].tobytes() for name in asked.outputs]
         return Answer(b"".join([look.parts[0], *blobs]), BINARY, 200, look.headers)
+    if len(look.parts) == 2:  # one output, as most models have
+        (name,) = asked.outputs
+        return Answer(look.parts[0] + _numbers(outputs[name]) + look.parts[1])
     pieces = [look.parts[0]]
     for name, part in zip(asked.outputs, look.parts[1:], strict=True):
-        pieces += (orjson.dumps(outputs[name].reshape(-1), option=orjson.OPT_SERIALIZE_NUMPY), part)
+        pieces += (_numbers(outputs[name]), part)
     return Answer(b"".join(pieces))
+
+
+def _numbers(output: Array) -> bytes:
+    return orjson.dumps(output.reshape(-1), option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def remember_answer(asked: Asked, outputs: dict[str, Array], model: Model, answer: Answer) -> None:
@@ -225,4 +232,8 @@ def remember_answer(asked: Asked, outputs: dict[str, Array], model: Model, answe
 
 
 def _shapes(outputs: dict[str, Array]) -> object:
+    """The shapes of all outputs; that of the only one, where a model has one."""
+    if len(outputs) == 1:
+        (one,) = outputs.values()
+        return one.shape
     return tuple([one.shape for one in outputs.values()])
