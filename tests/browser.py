@@ -163,7 +163,7 @@ def browser(folder: Path) -> Iterator[Browser]:
         logs = {"browser": "ALL", "performance": "ALL"}
         asked = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": logs}
         one.session = one.command("POST", "/session", {"capabilities": {"alwaysMatch": asked}})["sessionId"]
-        one.command("POST", "/timeouts", {"script": 30_000, "pageLoad": 30_000})
+        one.command("POST", "/timeouts", {"implicit": 20_000, "script": 30_000, "pageLoad": 30_000})
         yield one
     finally:
         if one.session:  # else Chromium outlives its driver

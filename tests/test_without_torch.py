@@ -77,6 +77,7 @@ def said(*lines: str) -> dict[str, tuple[int, str]]:
     return dict(zip(lines, map(tuple, json.loads(done.stdout)), strict=True))
 
 
+@pytest.mark.slow
 def test_what_needs_no_torch_works(place: Path) -> None:
     found = said(*WORKS)
     assert {line: told for line, (status, told) in found.items() if status} == {}

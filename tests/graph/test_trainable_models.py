@@ -49,8 +49,8 @@ SIZES: tuple[Sizes, ...] = (
 REAL = pytest.mark.real_parts
 EVERY = [
     *PLAIN,
-    pytest.param("minilm", marks=[REAL, pytest.mark.slow]),
-    *(pytest.param(name, marks=REAL) for name in ("bert", "vit", "gpt2")),
+    *(pytest.param(name, marks=[REAL, pytest.mark.slow]) for name in ("minilm", "gpt2")),
+    *(pytest.param(name, marks=REAL) for name in ("bert", "vit")),
 ]
 
 

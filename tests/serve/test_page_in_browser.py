@@ -20,7 +20,7 @@ from modelctl.data import digits
 from modelctl.options import KeygenOptions, KeyType
 from modelctl.steps.keygen import keygen
 
-pytestmark = pytest.mark.real_parts
+pytestmark = [pytest.mark.real_parts, pytest.mark.slow]
 
 SEVEN = ((-60, -90), (60, -90), (10, 0), (-30, 110))
 AXE = """

@@ -154,6 +154,7 @@ def test_attention_that_sees_nothing_gives_zeros_and_all_tokens_are_tried(tmp_pa
     assert not Session(made.load()).run(feeds)["output"].any()
 
 
+@pytest.mark.slow
 def test_recurrent_layers_take_sequences_of_any_length(tmp_path: Path) -> None:
     made = exported("nets:Recurrent", tmp_path / "a.onnx", inputs=("x:float32[batch,length,4]",))
     assert made.manifest.metrics["parity"]["sizes"]["length"] == [1, 5, 8, 9, 16]
@@ -200,6 +201,7 @@ def test_example_inputs_of_the_author_stand_in_for_input(tmp_path: Path) -> None
     assert made.manifest.lineage == ()
 
 
+@pytest.mark.slow
 def test_a_model_without_weights_is_the_same_each_time(tmp_path: Path) -> None:
     one, other = (exported("nets:Mlp", tmp_path / name, inputs=(MLP,)) for name in ("a.onnx", "b.onnx"))
     assert one.digest == other.digest

@@ -228,6 +228,7 @@ SLOW = ["train", "net.onnx", "-o", "t.onnx", "--data", "samples.npz", "--threads
 SLOW += ["--batch-size", "2", "--lr", "0.001", "--patience", "5", "-q"]
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_bytes(here: Path) -> None:
     assert status_of([*SLOW, "--checkpoint", "elsewhere"]) == 0
     assert not (here / "elsewhere").exists()
