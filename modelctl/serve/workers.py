@@ -309,7 +309,11 @@ class _Parent:
         self._selector.unregister(child.line)
         child.line.close()
         del self._children[child.number]
-        os.waitpid(child.pid, 0)
+        _, status = os.waitpid(child.pid, 0)
+        if not (self._announced or self._ends or child.number in self._agreement.workers):
+            code = os.waitstatus_to_exitcode(status)  # another one would fare no better
+            how = f"with status {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
+            raise ModelctlError(f"a worker ended {how} before it could answer", "try --workers 1")
         self._board.lost(child.number)
         self._agreement.lost(child.number)
         if not self._ends:

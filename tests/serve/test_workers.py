@@ -4,6 +4,8 @@ import contextlib
 import http.client
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,3 +135,14 @@ def test_what_no_worker_can_load_ends_the_server_with_the_reason(tmp_path: Path)
         pass
     assert "modelctl: error: cut.onnx" in str(caught.value)
     assert str(caught.value).count("modelctl: error:") == 1
+
+
+def test_a_worker_that_ends_before_it_answers_ends_the_server(zoo: dict[str, Path]) -> None:
+    command = [sys.executable, "-m", "modelctl", "serve", str(zoo["affine"]), "--port", "0", "--workers", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        born = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        eventually(lambda: born.read_text().split() != [])
+        os.kill(int(born.read_text().split()[0]), signal.SIGKILL)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (2, "")
+    assert err.startswith("modelctl: error: a worker ended by SIGKILL before it could answer\n")
