@@ -2,7 +2,8 @@
 
     GET /v2/models/NAME[/versions/V]/manifest
 
-It holds the records of all ancestors down to the trained checkpoint. Of a model that came sealed it is the one inside.
+It holds the records of all ancestors down to the trained checkpoint. Of a model that came sealed it is the one inside,
+but for what `encrypt --private` keeps to itself.
 """
 
 from collections.abc import Iterable

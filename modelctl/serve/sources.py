@@ -6,13 +6,16 @@ The bytes are checked as they are read. What was sealed is opened in memory and 
 """
 
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from modelctl.artifact import Artifact, Payload, manifest_path
 from modelctl.errors import IntegrityError
+from modelctl.manifest import Manifest
 from modelctl.options import ServeOptions
 from modelctl.progress import Progress, silent
 from modelctl.serve import ensembles
@@ -135,6 +138,7 @@ def _from_store(source: str, secrets: Secrets, progress: Progress) -> Opened:
         payload = open_sealed_payload(payload, source, secrets.keys, progress=progress)
         text, signature = _signed_inside(payload, text, signature)
         secrets.check(source, text, signature)
+        payload = _discreet(payload, stored.manifest)
     return Opened(ref.name, ref.tag, payload)
 
 
@@ -152,6 +156,7 @@ def _from_file(source: str, secrets: Secrets, progress: Progress) -> Opened:
         payload = open_sealed(artifact, secrets.keys, progress=progress)
         text, signature = _signed_inside(payload, text, signature)
         secrets.check(source, text, signature)
+        payload = _discreet(payload, artifact.manifest)
     else:
         secrets.check(source, text, signature)
         payload = artifact.load()
@@ -163,3 +168,11 @@ def _signed_inside(payload: Payload, text: bytes | None, signature: bytes | None
     if payload.signature is None:
         return text, signature
     return payload.manifest_bytes, payload.signature
+
+
+def _discreet(payload: Payload, outside: Manifest) -> Payload:
+    """The same, but for what was sealed to be kept private: a server tells its manifest to whoever asks the model."""
+    if outside.made_by is None or not outside.made_by.options.get("private"):
+        return payload
+    told = msgspec.structs.replace(payload.manifest, made_by=None, lineage=(), metrics={})
+    return replace(payload, manifest=told)

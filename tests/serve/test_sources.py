@@ -193,3 +193,12 @@ def test_a_signature_that_must_be_there_is_asked_for_before_anything_is_loaded(
     model.path.write_bytes(b"not what was signed")
     with pytest.raises(IntegrityError, match="is not signed"):
         serve(model.path, require_signature=str(key_folder / "ed.pub.pem"))
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_what_is_sealed_in_private_is_not_told_by_a_server(model: Artifact, key_folder: Path, private: bool) -> None:
+    options = EncryptOptions(recipients=(str(key_folder / "rsa.pub.pem"),), private=private)
+    closed = encrypt(model, model.path.with_name("digits.onnx.sealed"), options)
+    found = serve(closed.path, **rsa(key_folder))
+    assert found.digest == model.digest
+    assert (found.manifest.lineage == (), found.manifest.made_by is None) == (private, private)
