@@ -135,8 +135,9 @@ def wrk(url: str, kind: str, folder: Path, seconds: float, pid: int) -> Found:
     if "Non-2xx" in text:
         raise OSError(f"{url} answers with errors:\n{text}")
     rate, count = re.search(r"Requests/sec:\s+([\d.]+)", text), re.search(r"(\d+) requests in", text)
-    half, tail = (re.search(rf"{part}%\s+([\d.]+)(us|ms|s)\n", text) for part in (50, 99))
-    assert rate and count and half and tail
+    half, tail = (re.search(rf"{part}%\s+([\d.]+)(us|ms|s)\s*\n", text) for part in (50, 99))
+    if rate is None or count is None or half is None or tail is None:
+        raise OSError(f"{url} is not measured:\n{text}")
     units = {"us": 1e-3, "ms": 1.0, "s": 1e3}
     p50, p99 = (float(one[1]) * units[one[2]] for one in (half, tail))
     return Found(float(rate[1]), p50, p99, spent / max(int(count[1]), 1) * 1e6)
