@@ -129,7 +129,7 @@ def wrk(url: str, kind: str, folder: Path, seconds: float, pid: int) -> Found:
     """What wrk finds at a URL that the process `pid` serves."""
     before = cpu_s(pid)
     script = str(folder / f"{kind}.lua")
-    command = ["wrk", "-t1", f"-c{CLIENTS}", f"-d{seconds:g}s", "--latency", "-s", script, url]
+    command = ["wrk", "-t1", f"-c{CLIENTS}", f"-d{max(1, round(seconds))}s", "--latency", "-s", script, url]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     spent = cpu_s(pid) - before
     if "Non-2xx" in text:
