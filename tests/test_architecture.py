@@ -42,7 +42,12 @@ LIGHT_STEPS = ("push", "pull", "sign", "verify", "encrypt", "decrypt", "keygen",
 LINES = 450
 # A bug is met in one place, and by a server: it answers 500, tells of it, and goes on to serve the others. The library
 # that reads tokenizers raises Exception itself.
-MEET_BUGS = {"modelctl.cli.main": 1, "modelctl.serve.batching": 2, "modelctl.serve.http": 2, "modelctl.processing.texts": 1}
+MEET_BUGS = {
+    "modelctl.cli.main": 1,
+    "modelctl.serve.batching": 2,
+    "modelctl.serve.http": 2,
+    "modelctl.processing.texts": 1,
+}
 
 
 @cache
