@@ -49,8 +49,8 @@ SIZES: tuple[Sizes, ...] = (
 REAL = pytest.mark.real_parts
 EVERY = [
     *PLAIN,
-    *(pytest.param(name, marks=[REAL, pytest.mark.slow]) for name in ("minilm", "gpt2")),
-    *(pytest.param(name, marks=REAL) for name in ("bert", "vit")),
+    *(pytest.param(name, marks=[REAL, pytest.mark.slow]) for name in ("minilm", "gpt2", "bert")),
+    pytest.param("vit", marks=REAL),
 ]
 
 

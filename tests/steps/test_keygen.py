@@ -2,12 +2,11 @@
 
 import os
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from modelctl.cli.main import status_of
 from modelctl.crypto import api_keys, keys
 from modelctl.errors import KeyFileError, UsageError
 from modelctl.options import KeygenOptions, KeyType, May
@@ -57,17 +56,19 @@ def test_a_link_is_not_written_through(tmp_path: Path) -> None:
         keygen(tmp_path / "no" / "k.pem", KeygenOptions())
 
 
-def test_command_tells_where_and_what_but_not_the_secret(tmp_path: Path) -> None:
+def test_command_tells_where_and_what_but_not_the_secret(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for kind in KeyType:
         out = tmp_path / f"{kind}.pem"
-        argv = [sys.executable, "-m", "modelctl", "keygen", "-o", str(out), "--type", kind, "--bits", "2048"]
-        done = subprocess.run(argv, capture_output=True, text=True, check=True)
-        assert str(out) in done.stdout and done.stderr == ""
+        argv = ["keygen", "-o", str(out), "--type", kind, "--bits", "2048"]
+        assert status_of(argv) == 0
+        told = capsys.readouterr()
+        assert str(out) in told.out and told.err == ""
         secrets = [line for line in out.read_text().replace(":", "\n").splitlines() if len(line) > 30]
-        assert secrets and not any(secret in done.stdout for secret in secrets)
-        again = subprocess.run(argv, capture_output=True, text=True, check=False)
-        assert (again.returncode, again.stdout) == (2, "")
-        assert again.stderr.startswith(f"modelctl: error: {out}: stands already")
+        assert secrets and not any(secret in told.out for secret in secrets)
+        assert status_of(argv) == 2
+        again = capsys.readouterr()
+        assert again.out == ""
+        assert again.err.startswith(f"modelctl: error: {out}: stands already")
 
 
 def test_an_api_key_is_its_owners_and_the_server_gets_its_hash(tmp_path: Path) -> None:
