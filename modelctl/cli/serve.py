@@ -25,8 +25,8 @@ def register(app: typer.Typer) -> None:
     def serve(models: Models, options: ServeOptions, shell: Shell) -> Answer:
         """Answers over HTTP and gRPC: Open Inference Protocol, /predict, /metrics.
 
-        Prints `ready URL URL` once it answers. Ctrl-C or SIGTERM is its normal end, with exit status 0: what was accepted
-        is answered first; a second one ends it at once.
+        Prints `ready URL URL` once it answers. Ctrl-C or SIGTERM is its normal end, with exit status 0: what was
+        accepted is answered first; a second one ends it at once.
         """
         from modelctl.serve.workers import serve
 
