@@ -17,10 +17,10 @@ from modelctl.serve.heads import REMEMBERED
 
 CLIENTS = 16
 AHEAD = 40  # requests that a client sends before it reads the answers
-WRONG = 10  # one of so many is
+WRONG = 20  # one of so many is
 BLOCKS = 40
 PLACE = b"########"  # where a request says its number
-UNLIKE = 8  # one of so many is like none before
+UNLIKE = 40  # one of so many is like none before
 
 
 def resident_mb(server: Running) -> float:
