@@ -101,7 +101,7 @@ def test_a_stopped_command_leaves_nothing_half_made(name: str, kit: Path, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*FAST, *SLOW])
 def test_a_stopped_command_leaves_nothing_half_made_at_many_moments(name: str, kit: Path, tmp_path: Path) -> None:
-    sweep({**FAST, **SLOW}[name], kit, tmp_path / "w", step=4.0 if name == "demo" else 2.4 if name in SLOW else 1.6)
+    sweep({**FAST, **SLOW}[name], kit, tmp_path / "w", step=4.0 if name == "demo" else 3.0 if name in SLOW else 1.6)
 
 
 def sweep(line: str, kit: Path, folder: Path, step: float) -> None:
