@@ -135,10 +135,8 @@ def _from_store(source: str, secrets: Secrets, progress: Progress) -> Opened:
     if stored.manifest.format == "sealed":
         from modelctl.crypto.envelope import open_sealed_payload
 
-        payload = open_sealed_payload(payload, source, secrets.keys, progress=progress)
-        text, signature = _signed_inside(payload, text, signature)
-        secrets.check(source, text, signature)
-        payload = _discreet(payload, stored.manifest)
+        inside = open_sealed_payload(payload, source, secrets.keys, progress=progress)
+        payload = _checked_inside(inside, source, stored.manifest, secrets, text, signature)
     return Opened(ref.name, ref.tag, payload)
 
 
@@ -153,25 +151,24 @@ def _from_file(source: str, secrets: Secrets, progress: Progress) -> Opened:
     if artifact.manifest.format == "sealed":
         from modelctl.crypto.envelope import open_sealed
 
-        payload = open_sealed(artifact, secrets.keys, progress=progress)
-        text, signature = _signed_inside(payload, text, signature)
-        secrets.check(source, text, signature)
-        payload = _discreet(payload, artifact.manifest)
+        inside = open_sealed(artifact, secrets.keys, progress=progress)
+        payload = _checked_inside(inside, source, artifact.manifest, secrets, text, signature)
     else:
         secrets.check(source, text, signature)
         payload = artifact.load()
     return Opened(artifact.name, FIRST_VERSION, payload)
 
 
-def _signed_inside(payload: Payload, text: bytes | None, signature: bytes | None) -> tuple[bytes | None, bytes | None]:
-    """What is to be checked of a sealed artifact: the signature that was sealed with it, else the one outside."""
-    if payload.signature is None:
-        return text, signature
-    return payload.manifest_bytes, payload.signature
+def _checked_inside(
+    payload: Payload, source: str, outside: Manifest, secrets: Secrets, text: bytes | None, signature: bytes | None
+) -> Payload:
+    """What was sealed, signed as it must be: by the signature that was sealed with it, else by the one outside.
 
-
-def _discreet(payload: Payload, outside: Manifest) -> Payload:
-    """The same, but for what was sealed to be kept private: a server tells its manifest to whoever asks the model."""
+    Without what was sealed to be kept private: a server tells its manifest to whoever asks the model.
+    """
+    if payload.signature is not None:
+        text, signature = payload.manifest_bytes, payload.signature
+    secrets.check(source, text, signature)
     if outside.made_by is None or not outside.made_by.options.get("private"):
         return payload
     told = msgspec.structs.replace(payload.manifest, made_by=None, lineage=(), metrics={})
