@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from hpack import Decoder, Encoder
+from wires import Pipe
 
 from modelctl.options import ServeOptions
 from modelctl.serve.connections import Wire
@@ -47,40 +48,6 @@ class Echo(App):
     def gone(self, request: Request) -> None:
         self.left.append(request)
         super().gone(request)
-
-
-class Pipe:
-    """The side of a transport that a connection sees."""
-
-    def __init__(self) -> None:
-        self.sent = b""
-        self.closed = False
-
-    def write(self, data: bytes) -> None:
-        assert not self.closed
-        self.sent += data
-
-    def close(self) -> None:
-        self.closed = True
-
-    abort = close
-
-    def can_write_eof(self) -> bool:
-        return False
-
-    def pause_reading(self) -> None:
-        pass
-
-    resume_reading = pause_reading
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def get_extra_info(self, name: str) -> Any:
-        return self if name == "socket" else None
-
-    def setsockopt(self, *_: Any) -> None:
-        pass
 
 
 @dataclass

@@ -1,26 +1,11 @@
 """Without torch all works that needs none, and what needs it says which extra to install: one line, nothing on disk."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from artifacts import names
 from nets import convolutional, save, save_npz
-
-# One process, for its start is what takes time: each command line's exit status, and what it said on stderr.
-CODE = """
-import contextlib, io, json, sys
-sys.modules["torch"] = None
-from modelctl.cli.main import status_of
-told = []
-for line in json.load(sys.stdin):
-    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
-        status = status_of(line.split())
-    told.append((status, said.getvalue()))
-print(json.dumps(told))
-"""
+from without import said
 
 WORKS = (
     "export foreign.onnx -o net.onnx",
@@ -69,23 +54,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def said(*lines: str) -> dict[str, tuple[int, str]]:
-    """Exit status and stderr of each command line, run one after the other where there is no torch."""
-    done = subprocess.run(
-        [sys.executable, "-c", CODE], input=json.dumps(lines), capture_output=True, text=True, timeout=120, check=True
-    )
-    return dict(zip(lines, map(tuple, json.loads(done.stdout)), strict=True))
-
-
 @pytest.mark.slow
 def test_what_needs_no_torch_works(place: Path) -> None:
-    found = said(*WORKS)
+    found = said(["torch"], WORKS)
     assert {line: told for line, (status, told) in found.items() if status} == {}
 
 
 def test_what_needs_torch_names_the_extra(place: Path) -> None:
     before = names(place)
-    for line, (status, told) in said(*NEEDS).items():
+    for line, (status, told) in said(["torch"], NEEDS).items():
         error, hint = told.splitlines()
         assert (status, hint) == (2, "modelctl: hint: pip install 'modelctl[torch]'"), line
         assert error.startswith("modelctl: error: ") and "torch" in error, line

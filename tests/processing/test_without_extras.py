@@ -1,28 +1,15 @@
 """Without Pillow and tokenizers, what needs them says what to install; a model that declares them does all else."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import nets
 import pytest
 import words
+from without import said
 
 from modelctl.options import ExportOptions
 from modelctl.steps.export import Source, export
 
-CODE = """
-import contextlib, io, json, sys
-sys.modules["PIL"] = sys.modules["tokenizers"] = None
-from modelctl.cli.main import status_of
-told = []
-for line in json.load(sys.stdin):
-    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
-        status = status_of(line.split())
-    told.append((status, said.getvalue()))
-print(json.dumps(told))
-"""
 WORKS = (
     "inspect pictures.onnx",
     "eval pictures.onnx --data samples.npz",
@@ -60,16 +47,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_needs_an_extra_says_so_and_all_else_works(place: Path) -> None:
     lines = [*WORKS, *(line for line, _ in NEEDS)]
-    done = subprocess.run(
-        [sys.executable, "-c", CODE], input=json.dumps(lines), capture_output=True, text=True, cwd=place, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    told = dict(zip(lines, json.loads(done.stdout), strict=True))
+    told = said(["PIL", "tokenizers"], lines)
     for line in WORKS:
         assert told[line][0] == 0, (line, told[line])
     for line, extra in NEEDS:
-        status, said = told[line]
-        assert status == 2, (line, said)
-        assert f"pip install 'modelctl[{extra}]'" in said, (line, said)
-        assert len([one for one in said.splitlines() if one.startswith("modelctl: error:")]) == 1, (line, said)
+        status, text = told[line]
+        assert status == 2, (line, text)
+        assert f"pip install 'modelctl[{extra}]'" in text, (line, text)
+        assert len([one for one in text.splitlines() if one.startswith("modelctl: error:")]) == 1, (line, text)
     assert not (place / "new.onnx").exists()

@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from wires import Pipe
 
 from modelctl.options import ServeOptions
 from modelctl.serve.connections import Connection, Wire
@@ -35,31 +36,6 @@ class Echo(App):
     def handle(self, request: Request) -> None:
         self.seen.append((request.head.method, request.head.path, request.body))
         request.reply(Answer(request.body))
-
-
-class Pipe:
-    """The side of a transport that a connection sees."""
-
-    def __init__(self) -> None:
-        self.sent = b""
-        self.closed = False
-
-    def write(self, data: bytes) -> None:
-        assert not self.closed
-        self.sent += data
-
-    def close(self) -> None:
-        self.closed = True
-
-    abort = close
-
-    def pause_reading(self) -> None:
-        pass
-
-    resume_reading = pause_reading
-
-    def get_write_buffer_size(self) -> int:
-        return 0
 
 
 def fed(*pieces: bytes) -> tuple[Echo, Pipe, Connection]:
