@@ -75,6 +75,7 @@ class Workshop:
         """
         self.payload, self.session, self.samples = payload, session, samples
         self.decisions: dict[Recipe, list[Decision]] = {}
+        self._last: tuple[Recipe, tuple[onnx.ModelProto, Recipe]] | None = None
         self._folder, self._threads, self._progress = folder, options.thread_count(), progress
         self._seed, self._provider = options.seed, options.provider
         self._types, self._excluded = options.op_types, options.excludes
@@ -154,8 +155,15 @@ class Workshop:
         """The graph as the recipe says, known to load, and the recipe that was carried out.
 
         That has one scale a tensor where one a channel can't be made or run. UnsupportedError or ArtifactError when it
-        can't be made, or nothing of it is quantized then.
+        can't be made, or nothing of it is quantized then. The last one is kept, not to be changed: what is found to be
+        best is timed again, explained and written.
         """
+        if self._last is None or self._last[0] != recipe:
+            self._last = None  # before another one takes its room
+            self._last = recipe, self._newly_made(recipe)
+        return self._last[1]
+
+    def _newly_made(self, recipe: Recipe) -> tuple[onnx.ModelProto, Recipe]:
         try:
             return self._loaded(recipe), recipe
         except (UnsupportedError, ArtifactError):
