@@ -37,6 +37,7 @@ class Operation:
     answer: Told | Content
     body: Told | None = None
     parameters: tuple[Schema, ...] = ()
+    headers: tuple[str, ...] = ()  # further ones of a good answer, by what `components` calls them
     statuses: tuple[str, ...] = NO_MODEL
     also: tuple[tuple[str, Schema], ...] = ()  # further answers, by status
     open: bool = False  # to everybody, even where callers are asked who they are
@@ -168,7 +169,7 @@ def _operations() -> Iterator[Operation]:
     for path, more in (("/predict", (_MODEL,)), ("/predict/{model}", ()), ("/predict/{model}/versions/{version}", ())):
         yield _post(
             path, "inference", "predict", "Ask a model the simple way", _predict_answer,
-            body=_predict_body, parameters=more, statuses=OF_MODEL,
+            body=_predict_body, parameters=more, headers=("Server-Timing",), statuses=OF_MODEL,
         )  # fmt: skip
     yield _get("/", "page", "page", "A page to try models with", {HTML: {"schema": _WORD}}, open=True)
     yield _get("/docs", "page", "docs", "This document, to be read and tried", {HTML: {"schema": _WORD}}, open=True)

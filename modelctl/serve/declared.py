@@ -19,7 +19,7 @@ import orjson
 
 from modelctl.errors import DataError
 from modelctl.processing.declared import Declared
-from modelctl.serve import packed, predict, raw
+from modelctl.serve import packed, predict, raw, timing
 from modelctl.serve.batching import Array, Job, Outcome, late
 from modelctl.serve.http import JSON, Answer, App, Handler, Request
 from modelctl.serve.models import Model
@@ -41,25 +41,25 @@ class Desk:
         self._threads: ThreadPoolExecutor | None = None
         self._waiting = 0
 
-    def ask(self, model: Model, request: Request, instances: list[Any]) -> None:
-        """Ask a model about raw instances; `Refused` tells what is wrong with them, or 429."""
+    def ask(self, model: Model, request: Request, instances: list[Any], began: float) -> None:
+        """Ask a model about raw instances, taken up at `began`; `Refused` tells what is wrong with them, or 429."""
         assert model.declared is not None
         assert model.declared.before is not None
         try:
             taken = model.declared.before.taken(instances)
             if taken.quick:
-                self._run(model, request, taken.feeds())
+                self._run(model, request, taken.feeds(), began)
                 return
         except DataError as error:
             raise Refused(error.message) from error
-        self.hand(model, request, taken.feeds)
+        self.hand(model, request, taken.feeds, began)
 
-    def _run(self, model: Model, request: Request, feeds: Feeds) -> None:
+    def _run(self, model: Model, request: Request, feeds: Feeds, began: float) -> None:
         for name, spec in model.inputs.items():
             check_shape(name, list(feeds[name].shape), spec)
-        self._app.run(model, feeds, request, partial(_write, model, request, feeds))
+        timing.run(self._app, model, feeds, request, partial(_write, model, request, feeds), began)
 
-    def hand(self, model: Model, request: Request, make: Callable[[], Feeds]) -> None:
+    def hand(self, model: Model, request: Request, make: Callable[[], Feeds], began: float) -> None:
         """Let a thread make the tensors; whose client leaves, or who waits too long, is not waited for.
 
         `Refused` 429 when too many wait already.
@@ -73,7 +73,7 @@ class Desk:
             try:
                 if isinstance(outcome, Exception):
                     raise outcome
-                self._run(model, request, outcome)
+                self._run(model, request, outcome, began)
             except Refused as refused:
                 self._app.refuse(request, refused)
 
@@ -117,15 +117,16 @@ def handler(app: App, desk: Desk, model: Model) -> Handler:
         return before.feeds(asked.instances)
 
     def predict_raw(request: Request) -> None:
+        began = timing.now()
         if len(request.body) > LONG_BYTES:
-            desk.hand(model, request, partial(understood, request))
+            desk.hand(model, request, partial(understood, request), began)
             return
         asked = raw.read(request.body, request.head.headers.get(b"content-type", b""), before)
         if asked.instances is not None:
-            desk.ask(model, request, asked.instances)
+            desk.ask(model, request, asked.instances, began)
         else:
             feeds = predict.read(asked.document, model)
-            app.run(model, feeds, request, partial(_write, model, request, feeds))
+            timing.run(app, model, feeds, request, partial(_write, model, request, feeds), began)
 
     return predict_raw
 

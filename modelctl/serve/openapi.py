@@ -143,7 +143,8 @@ def _operation(place: Place, more: list[str]) -> dict[str, Any]:
         found["requestBody"] = {"required": True, "content": _joined(operation.body, models)}
     good: dict[str, Any] = {"description": "The answer.", "content": _joined(operation.answer, models)}
     if operation.statuses == OF_MODEL:
-        good["headers"] = {"Modelctl-Model": {"$ref": "#/components/headers/ModelctlModel"}}
+        told_of = ("Modelctl-Model", *operation.headers)
+        good["headers"] = {name: {"$ref": f"#/components/headers/{name.replace('-', '')}"} for name in told_of}
     refused = {status: {"$ref": f"#/components/responses/E{status}"} for status in (*operation.statuses, *more)}
     found["responses"] = {"200": good, **refused, **dict(operation.also)}
     return found
@@ -194,10 +195,14 @@ def _components(models: list[Model], schemes: dict[str, Schema], paths: Any) -> 
         if status in ("429", "503"):
             answers[f"E{status}"]["headers"] = {"Retry-After": {"$ref": "#/components/headers/RetryAfter"}}
     told_digest = {"description": "the model that answered", "schema": {"$ref": "#/components/schemas/ModelDigest"}}
+    timing = {
+        "description": "milliseconds: `read`, `queue`, `compute` (the model's run), and `total` in the server",
+        "schema": {"type": "string", "pattern": r"^(\w+;dur=\d+\.\d{3}(, |$))+$"},
+    }
     return {
         "schemas": _referred(found, paths),
         "responses": answers,
-        "headers": {"ModelctlModel": told_digest, "RetryAfter": retry},
+        "headers": {"ModelctlModel": told_digest, "RetryAfter": retry, "ServerTiming": timing},
         "securitySchemes": schemes,
     }
 

@@ -7,7 +7,8 @@ The body is JSON: `{"inputs": {name: nested lists}}`; for a model with one input
 nested lists alone; or `{"instances": [row, …]}`, a row being nested lists or, with several inputs, `{name: nested
 lists}`. Shapes are those of the lists. The answer is `{"model": "name@sha256:…", "outputs": {name: nested lists}}`.
 With `Content-Type: application/msgpack` the body is the same in MessagePack, and so is the answer, unless `Accept` says
-otherwise. A model whose manifest declares what comes before and after it is asked as `declared` and `raw` tell.
+otherwise. A model whose manifest declares what comes before and after it is asked as `declared` and `raw` tell. Where
+the time went is told as `timing` tells.
 """
 
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ from urllib.parse import parse_qs
 
 import orjson
 
+from modelctl.serve import timing
 from modelctl.serve.batching import Array
 from modelctl.serve.http import Answer, App, Handler, Request, Route
 from modelctl.serve.models import Model
@@ -68,9 +70,10 @@ def _named(app: App, query: bytes) -> str:
 
 
 def _predict(app: App, model: Model, request: Request) -> None:
+    began = timing.now()
     kind = request.head.headers.get(b"content-type")
     asked = packed().parse(request.body) if kind is not None and b"msgpack" in kind else parse_json(request.body)
-    app.run(model, read(asked, model), request, partial(write, model, request))
+    timing.run(app, model, read(asked, model), request, partial(write, model, request), began)
 
 
 def packed() -> ModuleType:

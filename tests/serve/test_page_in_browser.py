@@ -1,6 +1,7 @@
 """The page, in a real Chromium, used as a person uses it: with a pointer, with the keyboard alone, on a phone."""
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -97,6 +98,8 @@ def test_a_drawn_digit_is_read_and_the_line_to_be_copied_asks_the_same(page: Bro
     assert shown(page)[0] == ("seven", f"{best['score']:.4g}")
     assert len(shown(page)) == 3
     assert f"sha256:{found['model'].partition('sha256:')[2][:12]}" in page.text("#took")
+    told = "there and back, {} in the server: {} to read it, {} waiting, {} in the model · by digits"
+    assert re.search(told.replace("{}", r"[\d.]+ ms"), page.text("#took"))
     assert curled(page, tmp_path) == found
 
 

@@ -47,6 +47,37 @@ def test_strings_truths_and_small_floats(server: Running) -> None:
     assert server.ask("/predict/half", [[1.5, 2]]).json["outputs"] == {"y": [[1.5, 2.0]]}
 
 
+def spent(answer: servers.Answer) -> dict[str, float]:
+    """What `Server-Timing` tells, in milliseconds."""
+    told = [one.split(";dur=") for one in answer.headers["server-timing"].split(", ")]
+    return {name: float(ms) for name, ms in told}
+
+
+@pytest.mark.parametrize("path", ["/predict/half", "/predict?model=half", "/predict/half/versions/1"])
+def test_an_answer_tells_where_its_time_went(server: Running, path: str) -> None:
+    def counted(what: str) -> float:
+        return server.metric(f"modelctl_{what}_seconds_sum", model="half") * 1000
+
+    compute, queue = counted("compute"), counted("queue")
+    found = spent(server.ask(path, [[1.5, 2]]))
+    assert list(found) == ["read", "queue", "compute", "total"]
+    assert found["compute"] == pytest.approx(counted("compute") - compute, abs=0.001)
+    assert found["queue"] >= counted("queue") - queue - 0.001 >= 0
+    assert found["read"] > 0
+    assert found["total"] >= found["read"] + found["queue"] + found["compute"] - 0.002  # as rounded
+
+
+def test_it_is_told_in_messagepack_and_where_a_thread_runs_the_model_but_nowhere_that_it_would_weigh(
+    server: Running,
+) -> None:
+    packed = server.ask("/predict/affine", b"\x91\x94\x01\x02\x03\x04", Content_Type="application/msgpack")
+    assert spent(packed).keys() == spent(server.ask("/predict/slow", [[0.0] * 256])).keys()
+    assert "server-timing" not in server.ask("/predict/affine", [[1.0]]).headers
+    asked = {"inputs": [servers.v2("x", np.array(ROWS, np.float32), "FP32")]}
+    assert "server-timing" not in server.ask("/v2/models/affine/infer", asked).headers
+    assert "server-timing" not in server.ask("/v1/models/affine:predict", {"instances": ROWS}).headers
+
+
 def test_of_several_models_one_is_named(server: Running) -> None:
     answer = server.ask("/predict", ROWS)
     assert answer.status == 404

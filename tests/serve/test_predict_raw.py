@@ -345,6 +345,24 @@ def test_a_large_picture_holds_up_nobody_else(server: Running) -> None:
     assert answered > 3
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "kind"),
+    [
+        ("/predict/shirts", PNG, "image/png"),
+        ("/predict/rows", b"30,,cook\n" * 5_000, "text/csv"),
+        ("/predict/shirts", b'{"inputs": ' + json.dumps([[[[0.5] * 28] * 28]]).encode() + b"}", "application/json"),
+    ],
+    ids=["on the loop", "in a thread", "tensors"],
+)
+def test_an_answer_tells_how_long_it_took_to_make_tensors(server: Running, path: str, body: bytes, kind: str) -> None:
+    answer = server.ask(path, body, content_type=kind)
+    assert answer.status == 200, answer.body
+    told = dict(one.split(";dur=") for one in answer.headers["server-timing"].split(", "))
+    spent = {name: float(ms) for name, ms in told.items()}
+    assert spent["read"] > 0
+    assert spent["total"] >= spent["read"] + spent["queue"] + spent["compute"] - 0.002
+
+
 def test_many_rows_hold_up_nobody_else(server: Running) -> None:
     long = b"30,,cook\n" * 20_000
     statuses: list[int] = []

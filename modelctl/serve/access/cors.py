@@ -16,7 +16,7 @@ SENT = (
 )
 SEEN = (
     b"grpc-message, grpc-status, grpc-status-details-bin, inference-header-content-length, modelctl-model, "
-    b"retry-after, traceparent, www-authenticate"
+    b"retry-after, server-timing, traceparent, www-authenticate"
 )
 REMEMBER_S = b"600"
 

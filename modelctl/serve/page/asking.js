@@ -34,10 +34,10 @@ export function curlOf(request) {
 
 const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`
 
-/** The milliseconds that the server says it took, if it does (Server-Timing). */
-export function computed(headers) {
-  const found = /dur=([\d.]+)/.exec(headers.get('server-timing') ?? '')
-  return found ? Number(found[1]) : null
+/** The milliseconds that the server says went where (Server-Timing), by name. */
+export function spent(headers) {
+  const found = (headers.get('server-timing') ?? '').matchAll(/([\w-]+);dur=([\d.]+)/g)
+  return Object.fromEntries([...found].map(([, name, ms]) => [name, Number(ms)]))
 }
 
 /** A blob as base64. */

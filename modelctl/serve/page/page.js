@@ -1,7 +1,7 @@
 // The page: a model is chosen, asked, and its answer told.
 
 import { answerOf } from './answers.js'
-import { ask, caller, computed, curlOf } from './asking.js'
+import { ask, caller, curlOf, spent } from './asking.js'
 import { byId, digest, h, milliseconds } from './dom.js'
 import { editorOf } from './editors.js'
 import { chainOf } from './lineage.js'
@@ -110,9 +110,11 @@ async function send(event) {
 function tell(came) {
   const good = came.status === 200
   byId('answer').replaceChildren(...(good ? answerOf(came.json) : [h('p', { class: 'trouble' }, `${came.status}: ${came.json?.error ?? came.text}`)]))
-  const inside = computed(came.headers)
+  const { total, read, queue, compute } = spent(came.headers)
+  const inside = total === undefined ? '' : `, ${milliseconds(total)} in the server: `
+    + `${milliseconds(read)} to read it, ${milliseconds(queue)} waiting, ${milliseconds(compute)} in the model`
   const by = (came.headers.get('modelctl-model') ?? '').split('@sha256:')
-  byId('took').replaceChildren(`${milliseconds(came.ms)} there and back`, inside === null ? '' : `, ${milliseconds(inside)} in the server`,
+  byId('took').replaceChildren(`${milliseconds(came.ms)} there and back`, inside,
     ...(by[1] ? [' · by ', by[0], ' ', digest(by[1])] : []))
   byId('raw').hidden = false
   byId('raw').querySelector('pre').textContent = came.json ? pretty(came.json) : came.text

@@ -237,7 +237,7 @@ def test_pages_of_named_origins_may_ask(guarded: Any) -> None:
     answer = ask("/predict/digits", ROW, **mine, **guarded.bearer("root"))
     assert answer.headers["access-control-allow-origin"] == "https://app.example"
     seen = answer.headers["access-control-expose-headers"].split(", ")
-    assert {"modelctl-model", "retry-after", "grpc-status", "grpc-message"} <= {*seen}
+    assert {"modelctl-model", "retry-after", "server-timing", "grpc-status", "grpc-message"} <= {*seen}
     assert answer.headers["vary"] == "origin"
     refused = ask("/predict/digits", ROW, **mine)
     assert (refused.status, refused.headers["access-control-allow-origin"]) == (401, "https://app.example")
@@ -297,7 +297,7 @@ def test_the_server_does_not_start_with_a_file_of_keys_that_is_not_right(tmp_pat
     (tmp_path / "keys.toml").write_text("[keys.a]\nmodels = []\n")
     for flags, said in (
         (["--api-keys", "keys.toml"], "keys.a has neither hash nor certificate"),
-        (["--api-keys", "absent.toml"], "no such file of keys"),
+        (["--api-keys", "absent.toml"], "absent.toml: no such file"),
         (["--jwt-keys", "keys.toml"], "go together"),
         (["--tls-cert", "keys.toml"], "go together"),
         (["--tls-client-ca", "keys.toml"], "needs TLS"),
