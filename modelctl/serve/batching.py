@@ -12,20 +12,18 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any
 
 import numpy as np
 
 from modelctl.errors import DataError
 from modelctl.serve.breaker import FAILURES, Breaker
-from modelctl.serve.metrics import IN_FLIGHT, Tally
+from modelctl.serve.jobs import Array, Done, Job, Outcome, Tensors, Unread, late
+from modelctl.serve.metrics import Tally
 from modelctl.serve.refusal import Refused
 
-Array = np.ndarray[Any, Any]
-Tensors = Mapping[str, Array]
 Run = Callable[[Tensors], dict[str, Array]]
 
 INLINE_S = 0.0005  # a model that takes longer than this has a thread
@@ -51,46 +49,6 @@ class Pace:
         if self.run_s >= INLINE_S:
             return 0
         return int(max(self.elements, 1) * INLINE_BATCH_S / max(self.run_s, 1e-6))
-
-
-Outcome = dict[str, Array] | Exception  # outputs, or why there are none
-Done = Callable[[Outcome], None]
-
-
-class Job:
-    """One request's tensors on their way through a model; `done` is called once, unless it is cancelled before."""
-
-    __slots__ = ("alike", "arrived", "done", "elements", "feeds", "inline", "over", "rows", "tally", "timer")
-
-    def __init__(self, feeds: Tensors, elements: int, inline: bool, tally: Tally, done: Done) -> None:
-        self.feeds = feeds
-        self.elements = elements
-        self.inline = inline  # run on the event loop, and so over within a turn
-        self.tally = tally
-        self.done = done
-        self.rows = 1
-        self.alike: object = None  # jobs of which this is equal can share a run; None: with no other
-        self.over = False
-        self.timer: asyncio.TimerHandle | None = None
-        self.arrived = time.perf_counter()
-        tally.cells[IN_FLIGHT] += 1
-
-    def settle(self, outcome: Outcome) -> None:
-        """Give the answer to who asked, unless there is one already."""
-        if not self.over:
-            self.over = True
-            self.tally.cells[IN_FLIGHT] -= 1
-            if self.timer is not None:
-                self.timer.cancel()
-            self.done(outcome)
-
-    def cancel(self) -> None:
-        """Nobody waits for the answer any more."""
-        if not self.over:
-            self.over = True
-            self.tally.cells[IN_FLIGHT] -= 1
-            if self.timer is not None:
-                self.timer.cancel()
 
 
 @dataclass(slots=True)
@@ -136,11 +94,12 @@ class Runner:
         self._waits: asyncio.TimerHandle | None = None  # for more to share a run with
         self._thread: threading.Thread | None = None
 
-    def submit(self, feeds: Tensors, timeout_s: float, done: Done, limit_s: float | None = None) -> Job:
+    def submit(self, feeds: Tensors | Unread, timeout_s: float, done: Done, limit_s: float | None = None) -> Job:
         """Queue one request, whose outcome `done` is given on the loop.
 
         `limit_s` is what the server lets a request wait, where its client waits for no more than `timeout_s`.
-        `Refused` 429 when too many wait already, 503 while the model is not asked because it keeps failing.
+        `Refused` 429 when too many wait already, 503 while the model is not asked because it keeps failing; what is
+        unread is read here, and may be refused, where a thread is to run it.
         """
         self._breaker.admit()
         loop = self._loop or self._start()
@@ -148,6 +107,8 @@ class Runner:
         inline = elements <= self._inline_elements
         if not inline and len(self._queued) >= self._max_queue:
             raise Refused("too many requests are waiting", 429, headers=((b"retry-after", b"1"),))
+        if not inline and isinstance(feeds, Unread):
+            feeds = feeds.read()
         job = Job(feeds, elements, inline, self._tally, done)
         if self._independent:
             job.rows, job.alike = rows, alike
@@ -268,8 +229,10 @@ class Runner:
         self.ran = None
 
 
-def _likeness(feeds: Tensors) -> tuple[int, object, int]:
+def _likeness(feeds: Tensors | Unread) -> tuple[int, object, int]:
     """A request's rows, what others must have in common with it to share its run (None: none may), and its elements."""
+    if isinstance(feeds, Unread):
+        return feeds.shape[0], feeds.shape[1:], feeds.elements
     if len(feeds) == 1:
         (one,) = feeds.values()
         shape = one.shape
@@ -281,41 +244,48 @@ def _likeness(feeds: Tensors) -> tuple[int, object, int]:
     return rows.pop(), {name: one.shape[1:] for name, one in feeds.items()}, elements
 
 
-def late() -> Refused:
-    """What is answered when a deadline has passed."""
-    return Refused("the answer took longer than this server lets a request wait", 504)
-
-
 def _ran(run: Run, jobs: list[Job]) -> _Ran:
-    """Run a model over jobs that can share a run."""
+    """Run a model over jobs that can share a run; each alone when that fails, so that none fails for another's."""
+    outcomes: list[Outcome]
     began = time.perf_counter()
-    outcomes = [_alone(run, jobs[0])] if len(jobs) == 1 else _together(run, jobs)
+    try:
+        feeds = _joined([job.feeds for job in jobs])
+        began = time.perf_counter()
+        shared = None if feeds is None else _split(run(feeds), jobs)
+        outcomes = _apart(run, jobs) if shared is None else shared
+    except (Refused, DataError) as error:
+        refused = error if isinstance(error, Refused) else Refused(error.message)
+        outcomes = [refused] if len(jobs) == 1 else _apart(run, jobs)
+    except Exception as error:  # noqa: BLE001 - it is answered, and told, as a bug
+        outcomes = [error for _ in jobs]
     return _Ran(jobs, outcomes, began, time.perf_counter() - began)
 
 
-def _together(run: Run, jobs: list[Job]) -> list[Outcome]:
-    """Rows in one run, split on the way out; each alone when that fails, so that none fails for another's input."""
-    try:
-        outputs = run({name: np.concatenate([job.feeds[name] for job in jobs]) for name in jobs[0].feeds})
-    except DataError:
-        return [_alone(run, job) for job in jobs]
-    except Exception as error:  # noqa: BLE001 - it is raised again where the request is answered, as a bug
-        return [error for _ in jobs]
+def _apart(run: Run, jobs: list[Job]) -> list[Outcome]:
+    return [_ran(run, [job]).outcomes[0] for job in jobs]
+
+
+def _joined(feeds: list[Tensors | Unread]) -> Tensors | None:
+    """The rows of all requests; `Refused`, or None, when one of them is wrong or may be."""
+    first, others = feeds[0], feeds[1:]
+    if isinstance(first, Unread):
+        unread = [one for one in others if isinstance(one, Unread)]
+        if len(unread) == len(others):
+            return first.read_with(unread) if others else first.read()
+    read = [one.read() if isinstance(one, Unread) else one for one in feeds]
+    return {name: np.concatenate([one[name] for one in read]) for name in read[0]} if others else read[0]
+
+
+def _split(outputs: dict[str, Array], jobs: list[Job]) -> list[Outcome] | None:
+    """To each job its rows; None when that many are not there."""
+    if len(jobs) == 1:
+        return [outputs]
     rows = sum(job.rows for job in jobs)
     if any(one.ndim == 0 or one.shape[0] != rows for one in outputs.values()):
-        return [_alone(run, job) for job in jobs]
+        return None
     outcomes: list[Outcome] = []
     first = 0
     for job in jobs:
         outcomes.append({name: one[first : first + job.rows] for name, one in outputs.items()})
         first += job.rows
     return outcomes
-
-
-def _alone(run: Run, job: Job) -> Outcome:
-    try:
-        return run(job.feeds)
-    except DataError as error:
-        return Refused(error.message)
-    except Exception as error:  # noqa: BLE001 - it is raised again where the request is answered, as a bug
-        return error

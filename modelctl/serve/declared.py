@@ -20,8 +20,8 @@ import orjson
 from modelctl.errors import DataError
 from modelctl.processing.declared import Declared
 from modelctl.serve import packed, predict, raw, timing
-from modelctl.serve.batching import Array, Job, Outcome, late
 from modelctl.serve.http import JSON, Answer, App, Handler, Request
+from modelctl.serve.jobs import Array, Job, Outcome, late
 from modelctl.serve.models import Model
 from modelctl.serve.refusal import Refused
 from modelctl.serve.tensors import check_shape

@@ -21,8 +21,8 @@ import orjson
 
 from modelctl.options import ServeOptions
 from modelctl.serve import metrics
-from modelctl.serve.batching import Array, Done, Job, Outcome, Tensors
 from modelctl.serve.heads import CHUNKED, Head
+from modelctl.serve.jobs import Array, Done, Job, Outcome, Tensors, Unread
 from modelctl.serve.metrics import REQUESTS, Tally
 from modelctl.serve.models import Model, Models
 from modelctl.serve.refusal import Refused, told
@@ -210,7 +210,7 @@ class App:
     def run(
         self,
         model: Model,
-        feeds: Tensors,
+        feeds: Tensors | Unread,
         request: Request,
         write: Callable[[Outputs], Answer],
         timeout_s: float | None = None,
@@ -222,7 +222,7 @@ class App:
         """
         if request.visit is not None:
             request.visit.asks(model)
-        if len(feeds) > 1:
+        if not isinstance(feeds, Unread) and len(feeds) > 1:
             check_agreement(feeds, model.inputs)
         model.tally.cells[REQUESTS] += 1
         done: Done = partial(self._computed, request, write)
@@ -234,12 +234,13 @@ class App:
 
     def _computed(self, request: Request, write: Callable[[Outputs], Answer], outcome: Outcome) -> None:
         request.job = None
-        try:
-            if isinstance(outcome, Exception):
-                raise outcome
-            answer = write(outcome)
-        except Exception as error:  # noqa: BLE001 - as in `handle`
-            answer = self._failure(request, error)
+        if isinstance(outcome, Exception):
+            answer = self._failure(request, outcome)
+        else:
+            try:
+                answer = write(outcome)
+            except Exception as error:  # noqa: BLE001 - as in `handle`
+                answer = self._failure(request, error)
         request.send(request, answer)
 
     def metrics(self) -> bytes:

@@ -15,8 +15,8 @@ from modelctl.artifact import Payload
 from modelctl.errors import UnsupportedError, UsageError
 from modelctl.graph.session import Session, Tensors
 from modelctl.manifest import FileEntry, Manifest, Record, Step, TensorSpec
-from modelctl.serve.batching import Array
 from modelctl.serve.ensembles import Link
+from modelctl.serve.jobs import Array
 from modelctl.serve.sources import Gathered, Opened
 
 FORMAT = "ensemble"

@@ -19,8 +19,8 @@ from typing import Any
 import orjson
 
 from modelctl import __version__
-from modelctl.serve.batching import Array
 from modelctl.serve.http import Answer, App, Handler, Request, Route
+from modelctl.serve.jobs import Array
 from modelctl.serve.models import Model
 from modelctl.serve.plans import BINARY, HEADER_LENGTH, Asked, Plans, recall_answer, remember_answer
 from modelctl.serve.refusal import Refused, told
@@ -93,21 +93,22 @@ def _described(spec: Any) -> dict[str, Any]:
 
 
 def _infer(app: App, model: Model) -> Handler:
-    plans = Plans(model)
+    plans = Plans(model, lambda body: read(body, None, model)[1])
 
     def infer(request: Request) -> None:
         header_length = request.head.headers.get(HEADER_LENGTH)
-        asked = plans.recall(request.body, header_length)
-        if asked is None:
-            asked = read(request.body, header_length, model)
-            plans.remember(request.body, header_length, asked)
-        app.run(model, asked.feeds, request, lambda outputs: write(asked, outputs, model))
+        known = plans.recall(request.body, header_length)
+        if known is None:
+            known = read(request.body, header_length, model)
+            plans.remember(request.body, header_length, *known)
+        asked, feeds = known
+        app.run(model, feeds, request, lambda outputs: write(asked, outputs, model))
 
     return infer
 
 
-def read(body: bytes, header_length: bytes | None, model: Model) -> Asked:
-    """An inference request, taken apart and checked against what the model takes; `Refused` says what is wrong."""
+def read(body: bytes, header_length: bytes | None, model: Model) -> tuple[Asked, dict[str, Array]]:
+    """An inference request and its tensors, checked against what the model takes; `Refused` says what is wrong."""
     blobs = memoryview(b"")
     if header_length is not None:
         length = int(header_length) if header_length.isdigit() and len(header_length) < 16 else -1
@@ -123,7 +124,8 @@ def read(body: bytes, header_length: bytes | None, model: Model) -> Asked:
     if name is not None and type(name) is not str:
         raise Refused("id is not a string")
     binary = _parameters(asked, "the request").get("binary_data_output", False) is True
-    return Asked(name, _inputs(asked.get("inputs"), blobs, model), _outputs(asked.get("outputs"), binary, model))
+    feeds = _inputs(asked.get("inputs"), blobs, model)
+    return Asked(name, _outputs(asked.get("outputs"), binary, model)), feeds
 
 
 def _parameters(holder: dict[str, Any], what: str) -> dict[str, Any]:

@@ -2,14 +2,16 @@
 
 A client asks the same question with other numbers: around the numbers, its requests are the same, byte for byte. So
 what `openinference.read` made of those bytes is remembered, and of the next such request only the numbers are read: raw
-ones where they lie, JSON's by simdjson into a buffer. Whatever is not exactly like a request that was read before, or
-not plainly right, is not found here and goes the long way, which has the words for what is wrong.
+ones where they lie, JSON's by simdjson into a buffer, those of all requests that share a run at once. Whatever is not
+exactly like a request that was read before, or not plainly right, goes the long way, which has the words for what is
+wrong.
 
 The same holds for answers: around the numbers, they differ by nothing but the shapes of outputs.
 """
 
 import math
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +20,7 @@ import orjson
 import simdjson
 
 from modelctl.serve.http import Answer
+from modelctl.serve.jobs import Unread
 from modelctl.serve.models import Model
 from modelctl.serve.tensors import DATATYPES, Array, Datatype, datatype_of
 
@@ -28,6 +31,8 @@ REMEMBERED = 128  # plans a model, answers a plan
 ONE_THREAD = 4096
 MARK = "modelctl: the numbers"
 
+Read = Callable[[bytes], dict[str, Array]]  # the tensors of a request in JSON, or `Refused`
+
 _parser: Any = simdjson.Parser()
 _TYPES = {"FP64": "d", "FP32": "d", "FP16": "d", "INT64": "i"}  # what simdjson's numbers become
 _SQUARES = {word: float(np.finfo(DATATYPES[word].dtype).max) ** 2 for word in ("FP32", "FP16")}
@@ -36,10 +41,9 @@ _ELEMENTS = {"d": np.dtype("float64"), "i": np.dtype("int64")}
 
 @dataclass(slots=True)
 class Asked:
-    """What an inference request says, and what answers to such requests look like by their outputs' shapes."""
+    """What an inference request says around its numbers, and what answers look like by their outputs' shapes."""
 
     id: str | None
-    feeds: dict[str, Array]
     outputs: dict[str, bool]  # the outputs wanted, in order: whether as binary data
     looks: "dict[object, _Look]" = field(default_factory=dict)
 
@@ -63,26 +67,67 @@ class _Raw:
 
 @dataclass(frozen=True, slots=True)
 class _Numbers:
-    """A request of one tensor in JSON."""
+    """A request of one tensor in JSON; `again` reads such a request the long way."""
 
     asked: Asked
     name: str
     kind: Datatype
     shape: tuple[int, ...]
     count: int
+    again: Read
+
+
+class Text(Unread):
+    """The numbers of a request in JSON like one before."""
+
+    __slots__ = ("_body", "_numbers", "_plan")
+
+    def __init__(self, plan: _Numbers, numbers: bytes, body: bytes) -> None:
+        super().__init__(plan.shape, plan.count)
+        self._plan = plan
+        self._numbers = numbers
+        self._body = body
+
+    def read(self) -> dict[str, Array]:
+        """The tensor by its name; `Refused` says what is wrong with it."""
+        return self.read_with(()) or self._plan.again(self._body)
+
+    def read_with(self, others: "Sequence[Text]") -> dict[str, Array] | None:
+        """Its rows and behind them those of others, for the same model; None when one of them is not plainly right."""
+        plan = self._plan
+        found = _found([self, *others], plan.kind)
+        return None if found is None else {plan.name: found.reshape(-1, *plan.shape[1:])}
+
+
+def _found(texts: "list[Text]", kind: Datatype) -> Array | None:
+    """The numbers of all texts in one row; None when one of them is not plainly right.
+
+    Each text begins with a bracket and has no closing one before its end. So if they are lists of a list, and all that
+    is in them is numbers, none of them holds a list within, or part of another.
+    """
+    letter = _TYPES[kind.word]
+    try:
+        lists = _parser.parse(b"[%b]" % b",".join([one._numbers for one in texts]))
+        row = np.frombuffer(lists.as_buffer(of_type=letter), _ELEMENTS[letter])
+        if [len(one) for one in lists] != [one.elements for one in texts]:
+            return None
+    except (ValueError, TypeError, RuntimeError):
+        return None
+    return _fitted(row, kind)
 
 
 class Plans:
-    """The requests that a model was asked, by what surrounds their numbers."""
+    """The requests that a model was asked, by what surrounds their numbers; `again` reads one in JSON the long way."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, again: Read) -> None:
         self._model = model
+        self._again = again
         self._lengths: dict[bytes, int] = {}  # of a request's JSON, by the header that tells it
         self._raw: dict[bytes, _Raw] = {}
         self._numbers: dict[tuple[bytes, bytes], _Numbers] = {}
 
-    def recall(self, body: bytes, header_length: bytes | None) -> Asked | None:
-        """What a request says, if one like it was remembered and its numbers are plainly right."""
+    def recall(self, body: bytes, header_length: bytes | None) -> tuple[Asked, dict[str, Array] | Text] | None:
+        """What a request says, and its tensors, if one like it was remembered."""
         if header_length is None:
             return self._recall_numbers(body)
         plan = self._raw.get(body[: self._lengths.get(header_length, 0)])
@@ -95,41 +140,31 @@ class Plans:
                 feeds[name] = np.frombuffer(data, dtype, count).reshape(shape)
             else:
                 feeds[name] = np.frombuffer(body, dtype, count, place).reshape(shape)
-        return Asked(plan.asked.id, feeds, plan.asked.outputs, plan.asked.looks)
+        return plan.asked, feeds
 
-    def remember(self, body: bytes, header_length: bytes | None, asked: Asked) -> None:
+    def remember(self, body: bytes, header_length: bytes | None, asked: Asked, feeds: dict[str, Array]) -> None:
         """Keep what was understood of a request that `openinference.read` has found right."""
         if len(self._raw) + len(self._numbers) >= REMEMBERED:
             self._raw.clear()
             self._lengths.clear()
             self._numbers.clear()
-        kinds = {name: _kind(self._model, name) for name in asked.feeds}
+        kinds = {name: _kind(self._model, name) for name in feeds}
         if header_length is None:
-            self._remember_numbers(body, asked, kinds)
+            self._remember_numbers(body, asked, feeds, kinds)
         elif int(header_length) <= KEY_BYTES:
-            self._remember_raw(body, header_length, asked, kinds)
+            self._remember_raw(body, header_length, asked, feeds, kinds)
 
-    def _recall_numbers(self, body: bytes) -> Asked | None:
+    def _recall_numbers(self, body: bytes) -> tuple[Asked, Text] | None:
         cut = _cut(body)
         if cut is None:
             return None
         before, numbers, behind = cut
         plan = self._numbers.get((before, behind))
-        if plan is None:
-            return None
-        try:
-            letter = _TYPES[plan.kind.word]
-            found = np.frombuffer(_parser.parse(numbers).as_buffer(of_type=letter), _ELEMENTS[letter])
-        except (ValueError, TypeError, RuntimeError):
-            return None
-        fitted = _fitted(found, plan.kind) if len(found) == plan.count else None
-        if fitted is None:
-            return None
-        return Asked(plan.asked.id, {plan.name: fitted.reshape(plan.shape)}, plan.asked.outputs, plan.asked.looks)
+        return None if plan is None else (plan.asked, Text(plan, numbers, body))
 
-    def _remember_numbers(self, body: bytes, asked: Asked, kinds: dict[str, Datatype]) -> None:
+    def _remember_numbers(self, body: bytes, asked: Asked, feeds: dict[str, Array], kinds: dict[str, Datatype]) -> None:
         cut = _cut(body)
-        if cut is None or len(asked.feeds) != 1:
+        if cut is None or len(feeds) != 1:
             return
         ((name, kind),) = kinds.items()
         before, _, behind = cut
@@ -138,12 +173,14 @@ class Plans:
         except orjson.JSONDecodeError:
             return  # the list that was cut out was none by itself
         (given,) = document["inputs"]
-        if given.get("data") == MARK and kind.word in _TYPES and max(len(before), len(behind)) <= KEY_BYTES:
-            shape = asked.feeds[name].shape
-            plain = Asked(asked.id, {}, asked.outputs, asked.looks)
-            self._numbers[before, behind] = _Numbers(plain, name, kind, shape, math.prod(shape))
+        shape = feeds[name].shape
+        fits = given.get("data") == MARK and kind.word in _TYPES and max(len(before), len(behind)) <= KEY_BYTES
+        if fits and shape:
+            self._numbers[before, behind] = _Numbers(asked, name, kind, shape, math.prod(shape), self._again)
 
-    def _remember_raw(self, body: bytes, header: bytes, asked: Asked, kinds: dict[str, Datatype]) -> None:
+    def _remember_raw(
+        self, body: bytes, header: bytes, asked: Asked, feeds: dict[str, Array], kinds: dict[str, Datatype]
+    ) -> None:
         head = body[: int(header)]
         if any(kind.word in ("BYTES", "BOOL") for kind in kinds.values()):
             return  # of these the very bytes have to be looked at
@@ -151,12 +188,11 @@ class Plans:
             return
         places = []
         place = len(head)
-        for name, array in asked.feeds.items():
+        for name, array in feeds.items():
             places.append((name, array.dtype, place, array.size, array.shape))
             place += array.nbytes
-        plain = Asked(asked.id, {}, asked.outputs, asked.looks)
         self._lengths[header] = len(head)
-        self._raw[head] = _Raw(plain, len(body), places)
+        self._raw[head] = _Raw(asked, len(body), places)
 
 
 def _kind(model: Model, name: str) -> Datatype:

@@ -13,7 +13,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from modelctl.serve.batching import Array, Outcome, Tensors
+from modelctl.serve.jobs import Array, Outcome, Tensors, Unread
 from modelctl.serve.metrics import DISAGREED, SHADOWED
 from modelctl.serve.models import Model, Models
 from modelctl.serve.refusal import Refused
@@ -44,7 +44,7 @@ class Shadow:
         self.model = model
         self._timeout_s = timeout_s
 
-    def follow(self, feeds: Tensors) -> "Comparison | None":
+    def follow(self, feeds: Tensors | Unread) -> "Comparison | None":
         """Ask it, too; what to tell of the answer that it is compared with, if it has time."""
         comparison = Comparison(self.model)
         try:

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from modelctl.serve.batching import Tensors
 from modelctl.serve.http import Answer, App, Outputs, Request
+from modelctl.serve.jobs import Tensors
 from modelctl.serve.models import Model
 
 HEADER = b"server-timing"

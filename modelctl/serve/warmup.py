@@ -11,7 +11,8 @@ import numpy as np
 
 from modelctl.errors import DataError
 from modelctl.manifest import TensorSpec
-from modelctl.serve.batching import Array, Pace, Run
+from modelctl.serve.batching import Pace, Run
+from modelctl.serve.jobs import Array
 from modelctl.serve.tensors import datatype_of
 
 ROWS = 3

@@ -2,18 +2,21 @@
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 from modelctl.errors import DataError
-from modelctl.serve.batching import Pace, Runner, Tensors
+from modelctl.serve.batching import Pace, Runner
 from modelctl.serve.breaker import Breaker
+from modelctl.serve.jobs import Tensors, Unread
 from modelctl.serve.metrics import Tally
 from modelctl.serve.refusal import Refused
 
 FAST = Pace(run_s=1e-5, elements=2, rows_are_independent=True)
+ONES = np.ones((1, 2), np.float32)
 SLOW = Pace(run_s=1.0, elements=2, rows_are_independent=True)
 
 
@@ -46,7 +49,7 @@ def rows(*values: float, width: int = 2) -> Tensors:
 class Asked:
     """A job, and the outcome it came to."""
 
-    def __init__(self, runner: Runner, feeds: Tensors, timeout_s: float = 10) -> None:
+    def __init__(self, runner: Runner, feeds: Tensors | Unread, timeout_s: float = 10) -> None:
         self.outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.job = runner.submit(feeds, timeout_s, self.outcome.set_result)
 
@@ -107,6 +110,75 @@ def test_rows_that_depend_on_each_other_are_never_mixed() -> None:
         runner, _ = runner_of(model, Pace(run_s=1e-5, elements=2, rows_are_independent=False))
         await answers([Asked(runner, rows(one)) for one in range(5)])
         assert model.rows == [1] * 5
+
+    asyncio.run(go())
+
+
+class Late(Unread):
+    """One row of a value that is read when its run begins; negative: it is wrong."""
+
+    def __init__(self, value: float, reads: list[int]) -> None:
+        super().__init__((1, 2), 2)
+        self.value = value
+        self.reads = reads  # how many rows were read at once
+
+    def read(self) -> dict[str, Any]:
+        if self.value < 0:
+            raise Refused("wrong")
+        self.reads.append(1)
+        return dict(rows(self.value))
+
+    def read_with(self, others: Sequence["Late"]) -> dict[str, Any] | None:
+        values = [self.value, *(one.value for one in others)]
+        if min(values) < 0:
+            return None
+        self.reads.append(len(values))
+        return dict(rows(*values))
+
+
+@pytest.mark.parametrize(
+    ("given", "reads", "runs"),
+    [
+        ((1, 2, 3), [3], [3]),  # together
+        ((1, -1, 3), [1, 1], [1, 1]),  # each alone, as one is wrong
+        ((1, rows(2), 3), [1, 1], [3]),  # beside what is read already
+        ((rows(1), -1), [], [1]),
+        ((-1,), [], []),
+    ],
+)
+def test_what_is_unread_is_read_with_its_run(given: tuple[Any, ...], reads: list[int], runs: list[int]) -> None:
+    model, seen = Doubling(), list[int]()
+
+    async def go() -> None:
+        runner, tally = runner_of(model, FAST)
+        jobs = [Asked(runner, Late(one, seen) if isinstance(one, int) else one) for one in given]
+        for one, found in zip(given, await answers(jobs), strict=True):
+            if one == -1:
+                assert found.message == "wrong"
+            else:
+                np.testing.assert_array_equal(found["y"], 2 * (one if isinstance(one, int) else one["x"]) * ONES)
+        assert tally.in_flight == 0
+
+    asyncio.run(go())
+    assert (seen, model.rows) == (reads, runs)
+
+
+def test_what_is_unread_is_read_before_a_thread_runs_it() -> None:
+    model, seen = Doubling(), list[int]()
+
+    async def go() -> None:
+        runner, tally = runner_of(model, SLOW)
+        with pytest.raises(Refused) as caught:
+            Asked(runner, Late(-1, seen))
+        assert caught.value.message == "wrong"
+        model.gate.clear()
+        job = Asked(runner, Late(1, seen))
+        assert seen == [1]
+        model.gate.set()
+        (found,) = await answers([job])
+        np.testing.assert_array_equal(found["y"], 2 * ONES)
+        assert tally.in_flight == 0
+        runner.close()
 
     asyncio.run(go())
 

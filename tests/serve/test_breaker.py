@@ -14,8 +14,9 @@ from servers import eventually, v2
 
 from modelctl.errors import DataError
 from modelctl.serve import breaker
-from modelctl.serve.batching import Outcome, Pace, Runner, Tensors
+from modelctl.serve.batching import Pace, Runner
 from modelctl.serve.breaker import FAILURES, Breaker
+from modelctl.serve.jobs import Outcome, Tensors
 from modelctl.serve.metrics import Board, Tally
 from modelctl.serve.refusal import Refused
 

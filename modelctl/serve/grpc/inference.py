@@ -11,13 +11,13 @@ from functools import partial
 from typing import Any
 
 from modelctl import __version__
-from modelctl.serve.batching import late
 from modelctl.serve.changes import LOAD, UNLOAD
 from modelctl.serve.grpc.calls import CONTENT_TYPE, METHOD, CallRequest
 from modelctl.serve.grpc.contents import FIELDS, from_contents, packed_into, to_list
 from modelctl.serve.grpc.messages import message, parsed
 from modelctl.serve.grpc.plans import Asked, Plans, front_of, named, recall_answer, remember_answer
 from modelctl.serve.http import Answer, App, Handler, Request, Route
+from modelctl.serve.jobs import late
 from modelctl.serve.models import Model
 from modelctl.serve.openinference import EXTENSIONS, NOT_OURS, metadata
 from modelctl.serve.refusal import Refused, told

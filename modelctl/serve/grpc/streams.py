@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from modelctl.serve.batching import late
 from modelctl.serve.grpc.calls import (
     CONTENT_TYPE,
     METHOD,
@@ -28,6 +27,7 @@ from modelctl.serve.http import Answer, Request
 from modelctl.serve.http2.blocks import fields_block, status_block
 from modelctl.serve.http2.frames import Code, Reset
 from modelctl.serve.http2.streams import Stream
+from modelctl.serve.jobs import late
 from modelctl.serve.models import Model
 from modelctl.serve.refusal import Refused
 
