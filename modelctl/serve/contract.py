@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any
 
 from modelctl.serve import raw_schemas, schemas
+from modelctl.serve.examples import answers
 from modelctl.serve.models import Model
 from modelctl.serve.schemas import Schema
-from modelctl.serve.tensorflow import answers
 
 JSON = "application/json"
 TEXT = "text/plain"

@@ -11,7 +11,7 @@ otherwise. A model whose manifest declares what comes before and after it is ask
 the time went is told as `timing` tells.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from importlib import import_module
 from types import ModuleType
@@ -21,11 +21,10 @@ from urllib.parse import parse_qs
 import orjson
 
 from modelctl.serve import timing
-from modelctl.serve.batching import Array
 from modelctl.serve.http import Answer, App, Handler, Request, Route
 from modelctl.serve.models import Model
 from modelctl.serve.refusal import Refused, told
-from modelctl.serve.tensors import check_shape, datatype_of, from_json, parse_json, to_nested_json
+from modelctl.serve.tensors import Array, check_shape, datatype_of, from_json, parse_json, to_nested_json
 
 QUERY_LIMIT_BYTES = 4096
 
@@ -102,17 +101,22 @@ def write(model: Model, request: Request, outputs: dict[str, Array]) -> Answer:
 def read(asked: Any, model: Model) -> dict[str, Array]:
     """The inputs by name that a body asks a model for."""
     given = _by_name(asked, list(model.inputs))
-    unknown = [name for name in given if name not in model.inputs]
-    missing = [name for name in model.inputs if name not in given]
-    if unknown or missing:
-        what = f"no input {told(unknown[0])}" if unknown else f"input {missing[0]!r} is missing"
-        raise Refused(f"{what}; the model takes: {', '.join(model.inputs)}")
+    check_names(given, model)
     feeds = {}
     for name, spec in model.inputs.items():
         array = from_json(name, given[name], _kind(spec.dtype), None)
         check_shape(name, list(array.shape), spec)
         feeds[name] = array
     return feeds
+
+
+def check_names(given: Mapping[str, Any], model: Model) -> None:
+    """`Refused` unless a model's inputs are given, all of them and no others."""
+    unknown = [name for name in given if name not in model.inputs]
+    missing = [name for name in model.inputs if name not in given]
+    if unknown or missing:
+        what = f"no input {told(unknown[0])}" if unknown else f"input {missing[0]!r} is missing"
+        raise Refused(f"{what}; the model takes: {', '.join(model.inputs)}")
 
 
 def _by_name(asked: Any, names: list[str]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ As there, and nowhere else in this server, a float that is none is answered as `
 import base64
 import binascii
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -23,15 +22,12 @@ from typing import Any
 import numpy as np
 import orjson
 
-from modelctl.chains import Argmax, Sigmoid, Softmax, Threshold, TopK
 from modelctl.manifest import TensorSpec
-from modelctl.processing.after import After
-from modelctl.serve import predict
-from modelctl.serve.batching import Array
+from modelctl.serve import examples, predict
 from modelctl.serve.http import Answer, App, Handler, Outputs, Request, Route
 from modelctl.serve.models import Model
 from modelctl.serve.refusal import Refused, told
-from modelctl.serve.tensors import datatype_of, parse_json, to_nested_json
+from modelctl.serve.tensors import Array, datatype_of, parse_json, to_nested_json
 
 SIGNATURE = "serving_default"
 METHODS = "tensorflow/serving/"  # a signature may be asked for by its method
@@ -173,40 +169,28 @@ def _dumped(document: Any, outputs: Outputs) -> Answer:
 
 
 def _examples(body: bytes, verb: str, model: Model) -> dict[str, Array]:
-    """The inputs that examples, one row each, give: features are numbers or flat lists of them, as long as a row."""
+    """The inputs that examples give; a feature is a number or a flat list of them."""
     asked = _request(body, verb, model)
-    context, examples = asked.get("context", {}), asked.get("examples")
-    if type(context) is not dict or type(examples) is not list or not examples:
+    context, given = asked.get("context", {}), asked.get("examples")
+    if type(context) is not dict or type(given) is not list or not given:
         raise Refused('"examples" is not a list of objects, or "context" is no object')
-    if any(type(one) is not dict for one in examples):
+    if any(type(one) is not dict for one in given):
         raise Refused("an example is not an object")
-    twice = [name for one in examples for name in one if name in context]
-    if twice:
-        raise Refused(f"feature {told(twice[0])} is in the context and in an example")
-    rows = [{**context, **one} for one in examples]
-    return predict.read({"instances": [dict(_features(row, model.inputs)) for row in rows]}, model)
+    size_bytes = len(orjson.dumps(context)) if context else 0
+    rows = [dict(_folded(row, model.inputs)) for row in examples.rows(context, size_bytes, given)]
+    return predict.read({"instances": rows}, model)
 
 
-def _features(row: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> Iterator[tuple[str, Any]]:
-    """A row's features, each in the shape that its input has."""
+def _folded(row: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> Iterator[tuple[str, Any]]:
+    """A row's features, each nested to the shape that a row of its input has."""
     for name, value in row.items():
-        shape = specs[name].shape[1:] if name in specs else ()
         flat = value if type(value) is list else [value]
-        sizes = [one for one in shape if isinstance(one, int)]
-        free = len(shape) - len(sizes)
-        fixed = math.prod(sizes)
-        if not flat or free > 1 or (fixed != len(flat) if not free else not fixed or len(flat) % fixed):
-            raise Refused(
-                f"feature {told(name)} has {len(flat)} values, a row of the input has the shape {list(shape)}"
-            )
-        yield name, _folded(flat, [one if isinstance(one, int) else len(flat) // fixed for one in shape])
-
-
-def _folded(flat: list[Any], shape: list[int]) -> Any:
-    """A flat list, nested to a shape that has as many elements."""
-    for size in reversed(shape[1:]):
-        flat = [flat[place : place + size] for place in range(0, len(flat), size)]
-    return flat if shape else flat[0]
+        if any(type(one) in (list, dict) for one in flat):
+            raise Refused(f"feature {told(name)} is not a flat list")
+        shape = examples.shape_of(name, len(flat), specs[name]) if name in specs else [len(flat)]
+        for size in reversed(shape[1:]):
+            flat = [flat[place : place + size] for place in range(0, len(flat), size)]
+        yield name, flat if shape else flat[0]
 
 
 def _classify(body: bytes, model: Model) -> tuple[dict[str, Array], Write]:
@@ -214,15 +198,9 @@ def _classify(body: bytes, model: Model) -> tuple[dict[str, Array], Write]:
 
 
 def _classes(model: Model, outputs: Outputs) -> Answer:
-    """Of each example `[label, score]` of every class, scaled as declared; a label is empty where none is declared."""
-    name, scores = _floats(model, outputs, "classify", lambda one: one.ndim == 2)
-    entries = [one for one in model.manifest.postprocess if one.output == name]
-    scaling = [one for one in entries if isinstance(one, Softmax | Sigmoid)]
-    rows = After(scaling).predictions(outputs, {}) if scaling else scores
-    labels = [one.labels for one in entries if isinstance(one, Argmax | TopK | Threshold)]
-    words = labels[0] if labels and len(labels[0]) == scores.shape[1] else [""] * scores.shape[1]
-    results = [[*map(list, zip(words, row, strict=True))] for row in rows]
-    return _dumped({"results": results}, outputs)
+    """Of each example `[label, score]` of every class."""
+    labels, rows = examples.classes(model, outputs)
+    return _dumped({"results": [[*map(list, zip(labels, row, strict=True))] for row in rows]}, outputs)
 
 
 def _regress(body: bytes, model: Model) -> tuple[dict[str, Array], Write]:
@@ -231,26 +209,7 @@ def _regress(body: bytes, model: Model) -> tuple[dict[str, Array], Write]:
 
 def _numbers(model: Model, outputs: Outputs) -> Answer:
     """One number for each example."""
-    _, values = _floats(model, outputs, "regress", lambda one: one.ndim > 0 and one.size == len(one))
-    return _dumped({"results": np.ascontiguousarray(values.reshape(-1))}, outputs)
-
-
-def _floats(model: Model, outputs: Outputs, verb: str, fits: Callable[[Array], bool]) -> tuple[str, Array]:
-    """The first output of floats that has the shape which a verb answers with."""
-    for name in model.outputs:
-        if outputs[name].dtype.kind == "f" and fits(outputs[name]):
-            return name, outputs[name]
-    raise Refused(f"{model.name} has no output to {verb} with; ask :predict")
-
-
-def answers(verb: str, model: Model) -> bool:
-    """Whether a model has an output that a verb can answer with."""
-    shapes = [spec.shape for spec in model.outputs.values() if spec.dtype.startswith("float")]
-    if verb == "classify":
-        return any(len(shape) == 2 for shape in shapes)
-    if verb == "regress":
-        return any(shape and all(size == 1 for size in shape[1:]) for shape in shapes)
-    return True
+    return _dumped({"results": examples.numbers(model, outputs)}, outputs)
 
 
 ASKS: dict[str, Ask] = {"predict": _predict, "classify": _classify, "regress": _regress}

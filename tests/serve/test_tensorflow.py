@@ -129,7 +129,7 @@ def test_examples_are_regressed_and_features_are_folded_to_rows(server: Running,
     assert images.ask("/v1/models/number:regress", {"examples": [{"x": 0.1}]}).body == b'{"results":[0.1]}'
     for verb in ("classify", "regress"):
         answer = images.ask(f"/v1/models/picture:{verb}", {"examples": [{"x": [1, 2, 3, 4]}]})
-        assert answer.error == f"picture has no output to {verb} with; ask :predict"
+        assert answer.error == f"picture has no output to {verb} with; ask for a prediction"
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,8 @@ def test_examples_are_regressed_and_features_are_folded_to_rows(server: Running,
         ("affine:classify", {"context": {"x": [1, 2, 3, 4]}, "examples": [{"x": [1, 2, 3, 4]}]}, 400, "in the context"),
         ("affine:classify", {"examples": [{"x": [1, 2, 3]}]}, 400, "has 3 values"),
         ("affine:classify", {"examples": [{"x": []}]}, 400, "has 0 values"),
-        ("affine:classify", {"examples": [{"x": [[1], [2], [3], [4]]}]}, 400, "the model takes"),
+        ("affine:classify", {"examples": [{"x": [[1], [2], [3], [4]]}]}, 400, "not a flat list"),
+        ("words:classify", {"context": {"x": ["a" * 400_000] * 2}, "examples": [{}] * 99}, 413, "context is too large"),
         ("affine:classify", {"examples": [{"z": 1}]}, 400, "no input 'z'"),
     ],
 )

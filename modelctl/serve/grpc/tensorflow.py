@@ -6,7 +6,7 @@ predict.proto and model_service.proto; TensorFlow's tensor.proto for how element
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from modelctl.serve.grpc.inference import kind_of, time_left, well
 from modelctl.serve.grpc.messages import message, parsed
 from modelctl.serve.http import Answer, App, Handler, Request, Route
 from modelctl.serve.models import Model
+from modelctl.serve.predict import check_names
 from modelctl.serve.refusal import Refused, told
 from modelctl.serve.tensors import Array, Datatype, check_shape, from_bytes, wire_shape
 
@@ -59,7 +60,7 @@ def _kind_of(name: str) -> Any:
 def routes(app: App) -> Iterable[Route]:
     """The methods of the services."""
     service = "/tensorflow.serving.PredictionService"
-    yield Route(METHOD, f"{service}/Predict", predict(app))
+    yield Route(METHOD, f"{service}/Predict", lead(app, "PredictRequest", _predict))
     yield Route(METHOD, f"{service}/GetModelMetadata", partial(_metadata, app))
     yield Route(METHOD, "/tensorflow.serving.ModelService/GetModelStatus", partial(_status, app))
 
@@ -72,13 +73,19 @@ def _version(spec: Any) -> str:
     return str(spec.version_label)
 
 
-def _tell(spec: Any, model: Model, signature: str = "") -> None:
+def tell(spec: Any, model: Model, signature: str = "") -> None:
     """Say which model answers."""
     spec.name, spec.signature_name = model.name, signature
     if model.version.isdigit() and int(model.version) < 2**63:
         spec.version.value = int(model.version)
     else:
         spec.version_label = model.version
+
+
+def check_signature(spec: Any, method: str) -> None:
+    """`Refused` unless the model's one signature is asked for, by its name, by that of the method, or by none."""
+    if spec.signature_name not in ("", SIGNATURE, method):
+        raise Refused(f"no signature {told(spec.signature_name)}; there is {SIGNATURE}")
 
 
 def _model(app: App, request: Request, spec: Any) -> Model:
@@ -88,23 +95,23 @@ def _model(app: App, request: Request, spec: Any) -> Model:
     return model
 
 
-def predict(app: App) -> Handler:
-    """What answers Predict."""
+def lead(app: App, kind: str, ask: Callable[[App, Model], Handler]) -> Handler:
+    """What answers requests of a kind: leads each to what `ask` makes of the application and the model it is for."""
     handlers: dict[tuple[str, str], Handler] = {}
     for name in app.models.names():
-        handlers[name, ""] = app.shared(name, partial(_predict, app))[0]
+        handlers[name, ""] = app.shared(name, partial(ask, app))[0]
         for version in app.models.versions(name):
-            handlers[name, version] = _predict(app, app.models.get(name, version))
+            handlers[name, version] = ask(app, app.models.get(name, version))
 
-    def lead(request: Request) -> Answer | None:
-        spec = parsed(_kind_of("PredictRequest"), request.body).model_spec
+    def led(request: Request) -> Answer | None:
+        spec = parsed(_kind_of(kind), request.body).model_spec
         handler = handlers.get((spec.name, _version(spec)))
         if handler is None:
             app.models.get(spec.name, _version(spec))
             raise Refused(f"no model {told(spec.name)}", 404)
         return handler(request)
 
-    return lead
+    return led
 
 
 def _predict(app: App, model: Model) -> Handler:
@@ -112,16 +119,9 @@ def _predict(app: App, model: Model) -> Handler:
         assert isinstance(request, CallRequest)
         request.model = model
         asked = parsed(_kind_of("PredictRequest"), request.body)
-        if asked.model_spec.signature_name not in ("", SIGNATURE, METHOD_NAME):
-            raise Refused(f"no signature {told(asked.model_spec.signature_name)}; there is {SIGNATURE}")
-        feeds = {}
-        for name in asked.inputs:
-            if name not in model.inputs:
-                raise Refused(f"no input {told(name)}; the model takes: {', '.join(model.inputs)}")
-            feeds[name] = _input(name, asked.inputs[name], model, app.limit_bytes)
-        missing = [name for name in model.inputs if name not in feeds]
-        if missing:
-            raise Refused(f"input {missing[0]!r} is missing; the model takes: {', '.join(model.inputs)}")
+        check_signature(asked.model_spec, METHOD_NAME)
+        check_names(asked.inputs, model)
+        feeds = {name: _input(name, asked.inputs[name], model, app.limit_bytes) for name in asked.inputs}
         wanted = list(dict.fromkeys(asked.output_filter)) or list(model.outputs)
         unknown = [name for name in wanted if name not in model.outputs]
         if unknown:
@@ -133,7 +133,7 @@ def _predict(app: App, model: Model) -> Handler:
 
 def _write(model: Model, wanted: list[str], outputs: dict[str, Array]) -> Answer:
     answer = _kind_of("PredictResponse")()
-    _tell(answer.model_spec, model, SIGNATURE)
+    tell(answer.model_spec, model, SIGNATURE)
     for name in wanted:
         _fill(answer.outputs[name], outputs[name], kind_of(model.outputs[name].dtype))
     return well(answer)
@@ -188,7 +188,7 @@ def _metadata(app: App, request: Request) -> Answer:
             for size in wire_shape(spec):
                 info.tensor_shape.dim.add(size=size)
     answer = _kind_of("GetModelMetadataResponse")()
-    _tell(answer.model_spec, model)
+    tell(answer.model_spec, model)
     answer.metadata["signature_def"].Pack(signatures)
     return well(answer)
 

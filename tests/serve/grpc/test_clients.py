@@ -13,8 +13,12 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import page_models
 import pytest
+import servers
 from servers import Running
+
+from modelctl.data import digits
 
 pytestmark = [
     pytest.mark.real_parts,
@@ -119,6 +123,38 @@ def test_tritonclient_loads_and_unloads(client: Any) -> None:
     assert not client.is_model_ready("lookup")
     client.load_model("lookup")
     assert client.is_model_ready("lookup")
+
+
+def test_grpcio_has_examples_classified_by_the_labels_that_are_declared(tmp_path: Path) -> None:
+    grpcio: Any = pytest.importorskip("grpc", reason="pip install grpcio")
+    pytest.importorskip("PIL", reason="pip install pillow")
+    message: Any = import_module("modelctl.serve.grpc.messages").message
+    with np.load(digits.path()) as held:
+        pixels = held["x"][:3].reshape(3, -1).astype(np.float32).tolist()
+    asked = message("tensorflow.serving.ClassificationRequest")()
+    asked.model_spec.name = "digits"
+    for row in pixels:
+        asked.input.example_list.examples.add().features.feature["x"].float_list.value.extend(row)
+    answered = message("tensorflow.serving.ClassificationResponse").FromString
+    with servers.running([page_models.readable(tmp_path)]) as server:
+        body = {"examples": [{"x": row} for row in pixels]}
+        expected = server.ask("/v1/models/digits:classify", body).json["results"]
+        with grpcio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            service = "/tensorflow.serving.PredictionService"
+            found = channel.unary_unary(f"{service}/Classify", type(asked).SerializeToString, answered)(
+                asked, timeout=20
+            )
+            for one, rest in zip(found.result.classifications, expected, strict=True):
+                assert [each.label for each in one.classes] == [label for label, _ in rest]
+                np.testing.assert_allclose(
+                    [each.score for each in one.classes], [score for _, score in rest], rtol=1e-6
+                )
+            assert [len(one.classes) for one in found.result.classifications] == [10, 10, 10]
+            with pytest.raises(grpcio.RpcError, match="no output to regress with"):
+                channel.unary_unary(f"{service}/Regress", type(asked).SerializeToString)(asked, timeout=20)
+            with pytest.raises(grpcio.RpcError, match=r"grpc\.reflection\.v1 tells which there are"):
+                channel.unary_unary(f"{service}/MultiInference")(b"", timeout=20)
+        assert server.stop() == (0, "")
 
 
 def test_our_numbers_are_those_of_the_public_contracts() -> None:

@@ -178,6 +178,76 @@ def test_what_tensorflow_servings_clients_get_wrong_is_told(caller: Caller) -> N
     assert code_of(predict(caller, "none")[1]) == calls.NOT_FOUND
 
 
+def examples(caller: Caller, verb: str, name: str, context: Any = None, *each: Any, signature: str = "") -> Any:
+    """The answer of Classify or Regress, and its trailers; features are by name, and by list."""
+    kind = {"Classify": "Classification", "Regress": "Regression"}[verb]
+    request = message(f"tensorflow.serving.{kind}Request")()
+    request.model_spec.name, request.model_spec.signature_name = name, signature
+    held = request.input.example_list if context is None else request.input.example_list_with_context
+    held.SetInParent()
+    for one, features in [*([] if context is None else [(held.context, context)]), *((None, each) for each in each)]:
+        into = (held.examples.add() if one is None else one).features.feature
+        for key, (field, values) in features.items():
+            getattr(into[key], field).value.extend(values)
+    body, trailers = caller.call(f"/tensorflow.serving.PredictionService/{verb}", request.SerializeToString())
+    return message(f"tensorflow.serving.{kind}Response").FromString(body), trailers
+
+
+def test_examples_are_classified_and_regressed_as_over_rest(server: Running, caller: Caller) -> None:
+    first, second = [1.0, 2.0, 3.0, 4.0], [0.5, -1.0, 0.0, 2.0]
+    asked = {"examples": [{"x": first}, {"x": second}]}
+    expected = server.ask("/v1/models/affine:classify", asked).json["results"]
+    each = [{"x": ("float_list", one)} for one in (first, second)]
+    for signature in ("", "serving_default", "tensorflow/serving/classify"):
+        found, trailers = examples(caller, "Classify", "affine", None, *each, signature=signature)
+        assert (found.model_spec.name, found.model_spec.version.value) == ("affine", 1)
+        assert found.model_spec.signature_name == "serving_default"
+        classes = [[(one.label, one.score) for one in each.classes] for each in found.result.classifications]
+        assert classes == [[("", np.float32(score)) for _, score in one] for one in expected]
+        assert trailers["modelctl-model"].startswith("affine@sha256:")
+    found, _ = examples(caller, "Classify", "affine", each[1], {}, {})
+    assert [[one.score for one in each.classes] for each in found.result.classifications] == [
+        [np.float32(score) for _, score in expected[1]]
+    ] * 2
+    found, _ = examples(caller, "Classify", "pair", {"a": ("float_list", [0.5, 1])}, {"b": ("int64_list", [2, -3])})
+    assert [one.score for one in found.result.classifications[0].classes] == [2.5, -2.0]
+    found, _ = examples(caller, "Regress", "log", None, {"x": ("float_list", [1])}, {"x": ("float_list", [0])})
+    assert [one.value for one in found.result.regressions] == [0.0, -np.inf]
+    found, _ = examples(caller, "Regress", "lookup", None, *({"x": ("int64_list", [one])} for one in (4, 1)))
+    assert [one.value for one in found.result.regressions] == [40.0, 10.0]
+    found, _ = examples(caller, "Classify", "half", None, {"x": ("float_list", [1.5, np.nan])})
+    np.testing.assert_array_equal([one.score for one in found.result.classifications[0].classes], [1.5, np.nan])
+
+
+def test_what_is_wrong_with_examples_is_told(caller: Caller) -> None:
+    def told(model: str, *given: Any, verb: str = "Classify", code: int = calls.INVALID_ARGUMENT, **more: Any) -> str:
+        _, trailers = examples(caller, verb, model, *given, **more)
+        assert code_of(trailers) == code
+        return str(trailers["grpc-message"])
+
+    row = {"x": ("float_list", [1, 2, 3, 4])}
+    assert "there are no examples" in told("affine", None)
+    assert "there are no examples" in told("affine", row)
+    assert "input 'x' is missing" in told("affine", None, row, {})
+    assert "no input 'z'" in told("affine", None, row | {"z": ("float_list", [1])})
+    assert "in the context and in an example" in told("affine", row, row)
+    assert "has 3 values" in told("affine", None, {"x": ("float_list", [1, 2, 3])})
+    assert "FP32 goes into float_list, not into int64_list" in told("affine", None, {"x": ("int64_list", [1] * 4)})
+    assert "has 0 values" in told("affine", None, {"x": ("float_list", [])})
+    assert "out of FP16's range" in told("half", None, {"x": ("float_list", [1e6, 1])})
+    assert "BYTES goes into bytes_list" in told("words", None, {"x": ("float_list", [1, 2])})
+    assert "not UTF-8" in told("words", None, {"x": ("bytes_list", [b"\xff", b""])})
+    assert "neither 0 nor 1" in told("bits", None, {"x": ("int64_list", [0, 2])})
+    assert "no output to classify with" in told("bits", None, {"x": ("int64_list", [0, 1])})
+    assert "no output to regress with" in told("affine", None, row, verb="Regress")
+    assert "no signature 'tensorflow/serving/regress'" in told(
+        "affine", None, row, signature="tensorflow/serving/regress"
+    )
+    assert "no model 'none'" in told("none", None, row, code=calls.NOT_FOUND)
+    large = {"x": ("bytes_list", [b"a" * 400_000] * 2)}
+    assert "context is too large" in told("words", large, *[{}] * 99, code=calls.RESOURCE_EXHAUSTED)
+
+
 def test_tensorflow_servings_clients_are_told_of_models(caller: Caller) -> None:
     request = message("tensorflow.serving.GetModelMetadataRequest")(metadata_field=["signature_def"])
     request.model_spec.name = "pair"
