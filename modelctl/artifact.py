@@ -10,6 +10,7 @@ from pathlib import Path
 from modelctl import digests, manifest
 from modelctl.errors import ArtifactError, IntegrityError
 from modelctl.manifest import FileEntry, Manifest
+from modelctl.reading import never_waiting
 
 FORMATS = {
     ".onnx": "onnx",
@@ -73,7 +74,7 @@ class Artifact:
             return cls(path, _foreign(path), None)
         if sidecar.is_symlink() or not sidecar.is_file():
             raise ArtifactError(f"{sidecar}: is not a plain file, so it is no manifest")
-        data = _read_at_most(sidecar, manifest.LIMIT_BYTES + 1)
+        data = manifest.FILE.data(sidecar)
         described = manifest.parse(data, str(sidecar))
         if described.files[0].path != path.name:
             raise ArtifactError(f"{sidecar}: describes {described.files[0].path!r}, not {path.name!r}")
@@ -124,15 +125,10 @@ class Payload:
         return self.files[self.manifest.files[0].path]
 
 
-def _read_at_most(path: Path, limit: int) -> bytes:
-    with path.open("rb") as file:
-        return file.read(limit)
-
-
 def _read_entry(path: Path, size: int) -> bytes | None:
     """A listed file's bytes, or None when it is not `size` bytes long; a pipe is never waited for."""
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        with open(path, "rb", opener=never_waiting) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode) or found.st_size != size:
                 return None

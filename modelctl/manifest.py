@@ -7,8 +7,7 @@ the sha256 of its bytes as they stand.
 """
 
 import json
-import re
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
@@ -16,12 +15,13 @@ from msgspec import Meta, Struct
 from modelctl import digests
 from modelctl.chains import Postprocess, Preprocess
 from modelctl.errors import ArtifactError
+from modelctl.reading import Small
 
 SCHEMA = "modelctl/manifest/v1"
 SUFFIX = ".manifest.json"
 SIGNATURE_SUFFIX = ".dsse.json"
 LIMIT_BYTES = 4 << 20
-LIMIT_DEPTH = 64
+FILE = Small("a manifest", LIMIT_BYTES, ArtifactError)
 
 # The lengths are there because `$` alone, in Python, lets a line break follow.
 Digest = Annotated[
@@ -126,7 +126,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 def parse(data: bytes, name: str = "manifest") -> Manifest:
     """The manifest in `data`, strictly read; ArtifactError says what is wrong with the one called `name`."""
-    plain = strict_json(data, name)
+    plain = FILE.json(data, name)
     if isinstance(plain, dict) and plain.get("schema") != SCHEMA:
         raise ArtifactError(f"{name}: schema is {str(plain.get('schema'))[:80]!r}, this modelctl reads {SCHEMA}")
     try:
@@ -143,58 +143,6 @@ def parse(data: bytes, name: str = "manifest") -> Manifest:
             raise ArtifactError(f"{name}: lists {entry.path!r} twice, or lists its own sidecar")
         seen.add(entry.path.casefold())
     return manifest
-
-
-def strict_json(data: bytes, name: str, limit_bytes: int = LIMIT_BYTES) -> Any:
-    """What a JSON document says, without what JSON leaves open: no duplicate keys, no NaN, bounded size and depth."""
-    if len(data) > limit_bytes:
-        raise ArtifactError(f"{name}: {len(data)} bytes, at most {limit_bytes} are read")
-    depth = 0
-    # The closing quote is optional, so that a string without an end is read once and not again from each quote in it.
-    for bracket in re.findall(rb'(?s)"(?:[^"\\]|\\.)*"?|[\[\]{}]', data):
-        if bracket in (b"[", b"{"):
-            depth += 1
-            if depth > LIMIT_DEPTH:
-                raise ArtifactError(f"{name}: nested deeper than {LIMIT_DEPTH}")
-        elif bracket in (b"]", b"}"):
-            depth -= 1
-    try:
-        text = data.decode()
-        plain = json.loads(text, object_pairs_hook=_unique, **_NUMBERS)
-        json.dumps(plain, ensure_ascii=False).encode()  # an escaped half of a surrogate pair is no text
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{name}: not sound JSON: {error}") from error
-    return plain
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"duplicate key {twice!r}")
-    return found
-
-
-def _refuse_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is not a JSON number")
-
-
-def _bounded(text: str) -> int:
-    value = int(text)
-    if abs(value) > 2**64:
-        raise ValueError(f"{text[:40]} is out of range")
-    return value
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if value in (float("inf"), float("-inf")):
-        raise ValueError(f"{text[:40]} is out of range")
-    return value
-
-
-_NUMBERS: Any = {"parse_constant": _refuse_constant, "parse_float": _finite, "parse_int": _bounded}
 
 
 def check_path(path: str, name: str) -> None:

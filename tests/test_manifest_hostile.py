@@ -3,7 +3,7 @@
 import pytest
 
 from modelctl.errors import ArtifactError
-from modelctl.manifest import FileEntry, Manifest, parse, strict_json
+from modelctl.manifest import FILE, FileEntry, Manifest, parse
 
 SMALL = Manifest(name="m", format="onnx", files=(FileEntry(path="a.onnx", size=1, sha256="ab" * 32),)).text()
 
@@ -15,7 +15,7 @@ def test_a_number_that_nothing_can_count_with_is_refused(number: str) -> None:
 
 
 def test_the_largest_numbers_are_read() -> None:
-    assert strict_json(f"[{2**64}, {-(2**64)}]".encode(), "x") == [2**64, -(2**64)]
+    assert FILE.json(f"[{2**64}, {-(2**64)}]".encode(), "x") == [2**64, -(2**64)]
 
 
 @pytest.mark.parametrize("name", ["/../evil", "../evil", "a/b", "a\\\\b", "a\\u001b[2J", "a\\nb"])

@@ -11,7 +11,7 @@ file holds entries as the manifest does, under `preprocess` and `postprocess`; t
 paths relative to the file. `labels.txt` has a label a line. `none` takes away what a model has declared.
 """
 
-import json
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ import msgspec
 
 from modelctl.chains.forms import FILTERS, Postprocess, Preprocess
 from modelctl.errors import UsageError
+from modelctl.reading import Small
 
 NONE = "none"
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -28,8 +29,9 @@ EXAMPLES = {
     "preprocess": "--preprocess image:28x28,gray",
     "postprocess": "--postprocess softmax,top-k=3,labels=labels.txt",
 }
-LIMIT_FILE_BYTES = 4 << 20
-LIMIT_TOKENIZER_BYTES = 64 << 20
+ENTRIES = {kind: Small("a file of entries", 4 << 20, UsageError, example) for kind, example in EXAMPLES.items()}
+LABELS = Small("a file of labels", 4 << 20, UsageError, EXAMPLES["postprocess"])
+TOKENIZER = Small("a tokenizer.json", 64 << 20, UsageError, "--preprocess text:tokenizer.json")
 _LAYOUTS = ("nchw", "nhwc", "nhw", "flat")
 _NAMED = ("argmax", "top-k", "threshold")
 
@@ -46,11 +48,11 @@ class Draft:
         """What `labels` are, out of their file if they are told by one; UsageError if it is not one."""
         if "labels" not in self.files:
             return tuple(self.fields.get("labels", ()))
-        lines = _read(self.files["labels"], LIMIT_FILE_BYTES).splitlines()
+        lines = LABELS.text(self.files["labels"]).removeprefix("\ufeff").splitlines()
         while lines and not lines[-1].strip():
             lines.pop()
         if not lines:
-            raise UsageError(f"{self.files['labels']}: holds no labels, one a line")
+            raise LABELS.refused(self.files["labels"], "holds no labels, one a line")
         return tuple(line.strip() for line in lines)
 
 
@@ -210,14 +212,9 @@ def _whole(kind: str, draft: Draft, part: str, text: str) -> int:
 
 
 def _of_file(kind: str, text: str) -> list[Draft]:
-    import tomllib  # here, for `--help` need not wait for it
-
-    path = Path(text)
-    written = _read(path, LIMIT_FILE_BYTES)
-    try:
-        plain = tomllib.loads(written) if text.endswith(".toml") else json.loads(written)
-    except (ValueError, RecursionError) as error:
-        raise _wrong(kind, text, f"not sound: {str(error)[:120]}") from error
+    path, file = Path(text), ENTRIES[kind]
+    written = file.data(path).removeprefix(BOM_UTF8)
+    plain = file.toml(file.decoded(written, path), path) if text.endswith(".toml") else file.json(written, path)
     entries = plain.get(kind) if isinstance(plain, dict) else plain
     if not isinstance(entries, list) or not entries or not all(isinstance(one, dict) for one in entries):
         raise _wrong(kind, text, f"holds no list of entries under {kind!r}")
@@ -232,22 +229,10 @@ def _of_file(kind: str, text: str) -> list[Draft]:
     return found
 
 
-def _read(path: Path, limit_bytes: int) -> str:
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file")
-    with path.open("rb") as file:
-        data = file.read(limit_bytes + 1)
-    if len(data) > limit_bytes:
-        raise UsageError(f"{path}: is larger than {limit_bytes} bytes")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: is not UTF-8 text") from error
-
-
 def _try(kind: str, draft: Draft) -> None:
     """Whether the fields are sound as far as that can be told without a model."""
-    gray = len(draft.fields.get("mean", draft.fields.get("std", ()))) == 1
+    told = draft.fields.get("mean", draft.fields.get("std"))
+    gray = isinstance(told, list | tuple) and len(told) == 1
     stand_ins: dict[str, dict[str, Any]] = {
         "image": {"input": "?", "height": 1, "width": 1, "color": "gray" if gray else "rgb"},
         "table": {"input": "?"},

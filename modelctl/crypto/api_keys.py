@@ -29,10 +29,11 @@ import msgspec
 
 from modelctl.errors import KeyFileError
 from modelctl.options import May
+from modelctl.reading import Small
 
 PREFIX = "mctl_"
 KEY_LETTERS = len(PREFIX) + 43
-LIMIT_BYTES = 4 << 20
+FILE = Small("a file of keys", 4 << 20, KeyFileError, "modelctl keygen --type api -o me.key --keys keys.toml")
 NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 CERTIFICATE = re.compile(r"(CN=|DNS:|URI:|email:)[\x20-\x7e]{1,255}")
 
@@ -75,30 +76,17 @@ def hash_of(key: bytes) -> str:
 
 def read(path: Path) -> tuple[str, dict[str, Entry]]:
     """The text of a file of keys, and the clients that it tells of, by name; KeyFileError for what is not right."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(LIMIT_BYTES + 1)
-    except FileNotFoundError:
-        raise KeyFileError(
-            f"{path}: no such file of keys", f"modelctl keygen --type api -o me.key --keys {path}"
-        ) from None
-    except IsADirectoryError:
-        raise KeyFileError(f"{path}: is a folder, not a file of keys") from None
-    if len(data) > LIMIT_BYTES:
-        raise KeyFileError(f"{path}: too large for a file of keys")
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        raise KeyFileError(f"{path}: not a file of keys: it is not text") from None
+    text = FILE.text(path)
     return text, parse(text, path)
 
 
 def parse(text: str, path: Path) -> dict[str, Entry]:
     """The clients that the text of a file of keys tells of, by name."""
+    plain = FILE.toml(text, path)
     try:
-        tables = msgspec.toml.decode(text, type=dict[str, dict[str, dict[str, object]]])
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise KeyFileError(f"{path}: not a file of keys: {str(error)[:200]}") from None
+        tables = msgspec.convert(plain, dict[str, dict[str, dict[str, object]]])
+    except msgspec.ValidationError as error:
+        raise FILE.refused(path, f"not a file of keys: {str(error)[:200]}") from None
     if unknown := sorted(set(tables) - {"keys"}):
         raise KeyFileError(f"{path}: not a file of keys: it has {unknown[0]!r}, and [keys.NAME] is known")
     found: dict[str, Entry] = {}

@@ -16,7 +16,7 @@ import secrets
 import shlex
 import stat
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,11 @@ from Crypto.Signature import eddsa, pss
 from modelctl import digests
 from modelctl.errors import KeyFileError, UsageError
 from modelctl.options import EncryptOptions, KeyType, OpeningOptions
+from modelctl.reading import Small
 
-LIMIT_BYTES = 64 << 10
+KEY = Small("a key file", 64 << 10, KeyFileError, "modelctl keygen -o key.pem", piped=True)
+AES = replace(KEY, hint="modelctl keygen --type aes -o aes.key")
+PASSPHRASE = replace(KEY, what="the file of a passphrase", hint="--passphrase prompt")
 RSA_BITS = range(2048, 16385)
 AES_PREFIX = "modelctl-aes256:"
 PSS_SALT_BYTES = 32
@@ -156,7 +159,7 @@ def opening(options: OpeningOptions) -> tuple[OpeningKey, ...]:
 
 def public_key(source: str) -> PublicKey:
     """The RSA or Ed25519 public key at `source`; KeyFileError if it is none, or is a private one."""
-    text = _read(source, secret=False)
+    text = _read(source, KEY, secret=False)
     if "PRIVATE KEY-----" in text:
         raise KeyFileError(
             f"{source}: a private key where the public one is wanted",
@@ -167,7 +170,7 @@ def public_key(source: str) -> PublicKey:
 
 def private_key(source: str) -> PrivateKey:
     """The RSA or Ed25519 private key at `source`; KeyFileError if it is none, or its file is open to others."""
-    text = _read(source, secret=True)
+    text = _read(source, KEY, secret=True)
     if "ENCRYPTED" in text:
         raise KeyFileError(
             f"{source}: is locked with a passphrase, and modelctl reads open keys", f"openssl pkey -in {source}"
@@ -181,7 +184,7 @@ def private_key(source: str) -> PrivateKey:
 
 def aes_key(source: str) -> AesKey:
     """The AES key at `source`; KeyFileError if it is none, or its file is open to others."""
-    text = _read(source, secret=True)
+    text = _read(source, AES, secret=True)
     found = re.fullmatch(AES_PREFIX + r"([A-Za-z0-9_-]{43})\s*", text)
     if not found:
         raise KeyFileError(f"{source}: not an AES key file", "modelctl keygen --type aes -o aes.key")
@@ -200,11 +203,11 @@ def passphrase(source: str, twice: bool = False) -> Passphrase:
         if twice and getpass.getpass("once more: ") != word:
             raise KeyFileError("--passphrase prompt: the two are not the same")
     elif source.startswith(("file:", "env:")):
-        word = _read(source.removeprefix("file:"), secret=True).removesuffix("\n").removesuffix("\r")
+        word = _read(source.removeprefix("file:"), PASSPHRASE, secret=True).removesuffix("\n").removesuffix("\r")
     else:
         raise UsageError(f"--passphrase {_start(source)}: not prompt, file:PATH or env:NAME", "--passphrase prompt")
     if not word:
-        raise KeyFileError(f"--passphrase {source}: is empty")
+        raise KeyFileError(f"--passphrase {source}: is empty", PASSPHRASE.hint)
     return Passphrase(word)
 
 
@@ -213,7 +216,7 @@ def _start(source: str) -> str:
     return repr(source.partition(":")[0] + ":…") if ":" in source else "(hidden)"
 
 
-def _read(source: str, secret: bool) -> str:
+def _read(source: str, file: Small, secret: bool) -> str:
     """The text at a source, bounded; the file of a secret must be its owner's alone."""
     if source.startswith("env:"):
         name = source.removeprefix("env:")
@@ -222,21 +225,8 @@ def _read(source: str, secret: bool) -> str:
         return os.environ[name]
     if source.startswith((AES_PREFIX, "-----BEGIN")):  # and is not repeated in a message
         raise KeyFileError("a key was typed where the path of its file is wanted", "chmod 600 key.pem")
-    path = Path(source)
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            data = file.read(LIMIT_BYTES + 1)
-    except FileNotFoundError:
-        raise KeyFileError(f"{source}: no such key file") from None
-    except IsADirectoryError:
-        raise KeyFileError(f"{source}: is a folder, not a key file") from None
-    if len(data) > LIMIT_BYTES:
-        raise KeyFileError(f"{source}: too large for a key file")
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        raise KeyFileError(f"{source}: not a key file: it is not text") from None
+    data, mode = file.read(Path(source))
+    text = file.decoded(data, source)
     if secret and PUBLIC not in text and os.name == "posix" and stat.S_ISREG(mode) and mode & 0o077:
         hint = f"chmod 600 {shlex.quote(source)}"
         raise KeyFileError(f"{source}: other users may read this secret (mode {mode & 0o777:o})", hint)

@@ -15,7 +15,6 @@ import binascii
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -26,12 +25,14 @@ from modelctl.artifact import Artifact, manifest_path, signature_path
 from modelctl.crypto.keys import PrivateKey, PublicKey
 from modelctl.errors import ArtifactError, IntegrityError, UsageError
 from modelctl.manifest import Digest
+from modelctl.reading import Small
 
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:modelctl:manifest:v1"
 MOST_SIGNATURES = 64
 LIMIT_BYTES = 4 * manifest.LIMIT_BYTES  # of the envelope: a manifest, its files once more, and all in base64
+SIGNATURE = Small("a signature", LIMIT_BYTES, ArtifactError)
 
 Base64 = Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]*={0,2}\Z")]
 
@@ -78,7 +79,7 @@ def statement(manifest_bytes: bytes, name: str) -> dict[str, Any]:
         "_type": STATEMENT_TYPE,
         "subject": [{"name": path, "digest": {"sha256": sha256}} for path, sha256 in subjects],
         "predicateType": PREDICATE_TYPE,
-        "predicate": manifest.strict_json(manifest_bytes, name),
+        "predicate": manifest.FILE.json(manifest_bytes, name),
     }
 
 
@@ -135,14 +136,14 @@ def check_signature(
 def _covering(manifest_bytes: bytes, envelope_bytes: bytes, name: str) -> Envelope:
     """The envelope, when it is one and about this manifest; the signatures in it are not checked here."""
     where = f"{name}: signature"
-    plain = manifest.strict_json(envelope_bytes, where, LIMIT_BYTES)
+    plain = SIGNATURE.json(envelope_bytes, where)
     try:
         envelope = msgspec.convert(plain, Envelope)
     except msgspec.ValidationError as error:
         raise ArtifactError(f"{where}: not a DSSE envelope of ours: {error}") from error
     if len({one.keyid for one in envelope.signatures}) != len(envelope.signatures):
         raise ArtifactError(f"{where}: a key has signed twice")
-    told = manifest.strict_json(_decoded(envelope.payload, where), where, LIMIT_BYTES)
+    told = SIGNATURE.json(_decoded(envelope.payload, where), where)
     if told != statement(manifest_bytes, name):
         raise IntegrityError(f"{where}: is about another artifact, or an older version of this one")
     return envelope
@@ -165,22 +166,14 @@ def sidecars(model: Artifact) -> tuple[bytes, bytes | None]:
     """
     if model.manifest_sha256 is None:
         raise UsageError(f"{model.path}: has no manifest", f"modelctl export {model.path} -o {_adopted(model)}")
-    text = _bounded(manifest_path(model.path))
+    text = manifest.FILE.data(manifest_path(model.path))
     if digests.of_bytes(text) != model.manifest_sha256:
         raise IntegrityError(f"{manifest_path(model.path)}: changed while it was read")
     envelope = signature_path(model.path)
     if envelope.is_symlink():
         raise IntegrityError(f"{envelope}: is a link, and an artifact holds none")
-    return text, _bounded(envelope) if envelope.is_file() else None
+    return text, SIGNATURE.data(envelope) if envelope.is_file() else None
 
 
 def _adopted(model: Artifact) -> str:
     return "model.onnx" if model.path.name != "model.onnx" else "adopted.onnx"
-
-
-def _bounded(path: Path) -> bytes:
-    with path.open("rb") as file:
-        data = file.read(LIMIT_BYTES + 1)
-    if len(data) > LIMIT_BYTES:
-        raise ArtifactError(f"{path}: larger than {LIMIT_BYTES} bytes")
-    return data

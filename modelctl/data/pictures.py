@@ -14,11 +14,12 @@ from modelctl.data.samples import Samples
 from modelctl.data.spool import Gathering
 from modelctl.errors import DataError
 from modelctl.processing.before import Before
+from modelctl.reading import Small
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"})
 SPLITS = ("train", "test")
 TOGETHER = 64  # made tensors at once
-LIMIT_FILE_BYTES = 64 << 20
+PICTURE = Small("a picture", 64 << 20, DataError)
 
 
 def is_folder(path: Path) -> bool:
@@ -66,7 +67,7 @@ def read(path: Path, before: Before | None, labels: Sequence[str]) -> Samples:
     gathering = Gathering(str(path), [entry.input], ())
     for first in range(0, len(found), TOGETHER):
         together = found[first : first + TOGETHER]
-        gathering.add(before.feeds([_bytes(one) for one in together], [str(one) for one in together]))
+        gathering.add(before.feeds([PICTURE.data(one) for one in together], [str(one) for one in together]))
     named = np.array([classes[one.parent.name] for one in found], np.int64)
     return replace(gathering.samples(), labels=named)
 
@@ -79,9 +80,3 @@ def _classes(path: Path, labels: Sequence[str]) -> dict[str, int]:
         other = next(name for name in names if name not in labels)
         raise DataError(f"{path}: the folder {other!r} is none of the model's labels: {', '.join(labels[:8])}")
     return {name: place for place, name in enumerate(names)}
-
-
-def _bytes(file: Path) -> bytes:
-    if file.stat().st_size > LIMIT_FILE_BYTES:
-        raise DataError(f"{file}: is larger than {LIMIT_FILE_BYTES} bytes")
-    return file.read_bytes()

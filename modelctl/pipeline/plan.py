@@ -14,7 +14,6 @@ Paths are relative to the file's folder, which must be the working folder while 
 
 import os
 import re
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_origin
@@ -27,8 +26,9 @@ from modelctl.knobs import fields_of, knobs
 from modelctl.options import Options
 from modelctl.pipeline.checks import check
 from modelctl.pipeline.planned import KINDS, PlannedStep
+from modelctl.reading import Small
 
-LIMIT_BYTES = 1 << 20
+FILE = Small("a pipeline file", 1 << 20, UsageError, "modelctl init DIR")
 
 
 class PipelineFile(msgspec.Struct, forbid_unknown_fields=True):
@@ -41,18 +41,7 @@ class PipelineFile(msgspec.Struct, forbid_unknown_fields=True):
 
 def read(path: Path) -> PipelineFile:
     """What the pipeline file at `path` says; UsageError when it is not there, not TOML, or says what we don't know."""
-    try:
-        with path.open("rb") as file:
-            text = file.read(LIMIT_BYTES + 1)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        what = "is a folder, not a pipeline file" if path.is_dir() else "no such file"
-        raise UsageError(f"{path}: {what}", "modelctl init DIR") from error
-    if len(text) > LIMIT_BYTES:
-        raise UsageError(f"{path}: more than {LIMIT_BYTES} bytes, which no pipeline needs")
-    try:
-        plain = tomllib.loads(text.decode())
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not sound TOML: {error}") from error
+    plain = FILE.toml(FILE.text(path), path)
     unknown = sorted(set(plain) - {"model", "data", "step"})
     if unknown:
         raise UsageError(f"{path}: unknown key {unknown[0]!r}", "one of: model, data, [[step]]")

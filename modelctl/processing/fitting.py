@@ -6,12 +6,11 @@ text    `input` and, by the names that exporters give them, `mask` and `types`; 
 after   `output`, the first; the `mask` of a pool, that of the text
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from modelctl import chains
-from modelctl.chains.spelling import EXAMPLES, LIMIT_TOKENIZER_BYTES, Draft, finished
+from modelctl.chains.spelling import EXAMPLES, TOKENIZER, Draft, finished
 from modelctl.errors import UsageError
 from modelctl.manifest import TensorSpec
 from modelctl.processing import pixels
@@ -91,7 +90,7 @@ def _text_filled(draft: Draft, fields: dict[str, Any], spec: TensorSpec, names: 
     if len(spec.shape) == 2 and isinstance(spec.shape[1], int):
         guess |= {"max_length": spec.shape[1], "pad": "max"}
     try:
-        told = json.loads(tokenizer_bytes(draft))
+        told = TOKENIZER.json(tokenizer_bytes(draft), draft.files["tokenizer"])
         guess["pad_id"] = int((told.get("padding") or {}).get("pad_id", 0))
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise _wrong(draft, "the tokenizer.json is not sound JSON") from error
@@ -100,12 +99,7 @@ def _text_filled(draft: Draft, fields: dict[str, Any], spec: TensorSpec, names: 
 
 def tokenizer_bytes(draft: Draft) -> bytes:
     """The bytes of the tokenizer that a text's draft names; UsageError if there is no such file, or it is too large."""
-    path = draft.files["tokenizer"]
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file", "--preprocess text:tokenizer.json")
-    if path.stat().st_size > LIMIT_TOKENIZER_BYTES:
-        raise UsageError(f"{path}: is larger than {LIMIT_TOKENIZER_BYTES} bytes")
-    return path.read_bytes()
+    return TOKENIZER.data(draft.files["tokenizer"])
 
 
 def check_before(entries: Sequence[chains.Preprocess], inputs: Sequence[TensorSpec]) -> None:

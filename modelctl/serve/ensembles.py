@@ -12,7 +12,6 @@
 A tensor that no model before gives is an input of the ensemble. Here the file is read; `links` runs what it says.
 """
 
-import tomllib
 from pathlib import Path
 from typing import Annotated
 
@@ -20,10 +19,11 @@ import msgspec
 from msgspec import Meta, Struct
 
 from modelctl.errors import UsageError
+from modelctl.reading import Small
 from modelctl.stores.ref import looks_like_ref
 
 SUFFIX = ".toml"
-LIMIT_BYTES = 1 << 20
+FILE = Small("an ensemble", 1 << 20, UsageError, '[[model]] with source = "a.onnx"')
 MOST_MODELS = 64
 FIRST_VERSION = "1"  # of a model that comes from a file; one from a store has its tag
 
@@ -54,18 +54,12 @@ def is_ensemble(source: str) -> bool:
 
 def read(path: Path) -> tuple[Ensemble, bytes]:
     """What the file at `path` says, and its bytes; UsageError when it is not there, or says what we don't know."""
-    if not path.is_file():
-        raise UsageError(f"{path}: {'is a folder, not an ensemble' if path.exists() else 'no such file'}")
-    with path.open("rb") as file:
-        text = file.read(LIMIT_BYTES + 1)
-    if len(text) > LIMIT_BYTES:
-        raise UsageError(f"{path}: more than {LIMIT_BYTES} bytes, which no ensemble needs")
+    text = FILE.data(path)
+    plain = FILE.toml(FILE.decoded(text, path), path)
     try:
-        told = msgspec.convert(tomllib.loads(text.decode()), Ensemble)
+        told = msgspec.convert(plain, Ensemble)
     except msgspec.ValidationError as error:
-        raise UsageError(f"{path}: no ensemble: {error}", '[[model]] with source = "a.onnx"') from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not sound TOML: {error}") from error
+        raise FILE.refused(path, f"no ensemble: {error}") from error
     for link in told.model:
         if is_ensemble(link.source):
             raise UsageError(f"{path}: {link.source} is an ensemble itself", "name its models instead")

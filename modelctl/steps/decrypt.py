@@ -10,6 +10,7 @@ from modelctl import arrival, artifact
 from modelctl.artifact import Artifact, format_of
 from modelctl.crypto import envelope, keys
 from modelctl.crypto.contents import Inside
+from modelctl.crypto.signing import SIGNATURE
 from modelctl.errors import ArtifactError, UnsupportedError, UsageError
 from modelctl.manifest import FileEntry, Manifest
 from modelctl.options import DecryptOptions
@@ -95,7 +96,7 @@ class _Writing:
         self._refuse(inside.manifest)
         primary = self.staged.target / inside.manifest.files[0].path
         signature = artifact.signature_path(primary)
-        if signature.is_file() and not self.force and signature.read_bytes() != inside.signature:
+        if signature.is_file() and not self.force and SIGNATURE.data(signature) != inside.signature:
             raise UsageError(
                 f"{signature}: holds signatures that are not in the sealed file", "add --force to replace it"
             )

@@ -68,7 +68,7 @@ def _api_key(out: Path, options: KeygenOptions) -> Report:
     api_keys.parse(told, place)
 
     def unchanged() -> tuple[str, ...]:
-        if (place.read_text() if place.exists() else "") != text:
+        if (api_keys.FILE.text(place) if place.exists() else "") != text:
             raise UsageError(f"{place}: somebody else has just changed it", "the same command again")
         return ()
 

@@ -1,6 +1,7 @@
 """`predict`: what a model answers to raw inputs, through what its manifest declares before and after it."""
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from modelctl.options import PredictOptions
 from modelctl.processing import declared, tables
 from modelctl.processing.before import Before
 from modelctl.progress import Progress, silent
+from modelctl.reading import Small, unique
 from modelctl.report import Report
 
 TOGETHER = 64
-LIMIT_FILE_BYTES = 64 << 20
+INPUT = Small("an input", 64 << 20, DataError, "modelctl predict model.onnx input.json")
 MOST_NUMBERS = 8  # of a vector that a person is shown
 _DECLARE = "modelctl export model.onnx --preprocess image:28x28,gray --postprocess softmax,top-k=3 -o declared.onnx"
 
@@ -94,15 +96,10 @@ def _instances(text: str, before: Before) -> list[tuple[str, Any]]:
     suffix = path.suffix.lower()
     if not _is_file(path):
         return [(_short(text), _typed(text, before))]
-    if path.stat().st_size > LIMIT_FILE_BYTES:
-        raise DataError(f"{path}: is larger than {LIMIT_FILE_BYTES} bytes")
-    data = path.read_bytes()
+    data = INPUT.data(path)
     if suffix in SUFFIXES or (before.kinds == ["image"] and suffix not in (".json", ".jsonl")):
         return [(text, data)]
-    try:
-        written = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text") from error
+    written = INPUT.decoded(data.removeprefix(BOM_UTF8), path)
     if suffix == ".csv":
         held = [one for one in before.entries if isinstance(one, chains.Table)]
         rows: list[Any] = tables.of_csv(written, held)
@@ -134,7 +131,7 @@ def _typed(text: str, before: Before) -> Any:
 
 def _json(text: str, where: object) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON: {error}") from error
 
@@ -147,7 +144,7 @@ def _tensors(text: str, session: Session) -> Samples:
     is_json = text.endswith(".json") and _is_file(path)
     if not is_json and not text.lstrip().startswith(("{", "[")):
         raise UsageError(f"{_short(text)}: {session.name} declares nothing that makes its input of that", _DECLARE)
-    told = _json(path.read_text(), text) if is_json else _json(text, _short(text))
+    told = _json(INPUT.text(path), text) if is_json else _json(text, _short(text))
     given: Mapping[str, Any] = told if isinstance(told, dict) else {session.inputs[0].name: told}
     if set(given) != {one.name for one in session.inputs}:
         raise DataError(f"{_short(text)}: the model takes {', '.join(one.name for one in session.inputs)}")

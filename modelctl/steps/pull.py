@@ -10,7 +10,7 @@ from pathlib import Path
 from modelctl import arrival, artifact
 from modelctl.artifact import Artifact, signature_path
 from modelctl.crypto.keys import public_key
-from modelctl.crypto.signing import check_signature
+from modelctl.crypto.signing import SIGNATURE, check_signature
 from modelctl.errors import ArtifactError, StoreError, UsageError
 from modelctl.options import PullOptions
 from modelctl.progress import Progress, silent
@@ -63,7 +63,8 @@ def _folder(out: Path) -> Iterator[None]:
 def _refuse_overwriting(found: Stored, out: Path, paths: list[str], force: bool) -> None:
     arrival.refuse(out, paths, replace=force or _is_same(found, out / paths[0]))
     signature = signature_path(out / paths[0])
-    if found.signature is not None and signature.exists() and not force and signature.read_bytes() != found.signature:
+    matters = found.signature is not None and signature.exists() and not force
+    if matters and SIGNATURE.data(signature) != found.signature:
         raise UsageError(f"{signature}: stands already and is another signature", "add --force to replace it")
 
 

@@ -18,7 +18,7 @@ from msgspec import Meta, Struct
 
 from modelctl import digests
 from modelctl.errors import ArtifactError, IntegrityError
-from modelctl.manifest import LIMIT_BYTES, Digest, strict_json
+from modelctl.manifest import FILE, LIMIT_BYTES, Digest
 from modelctl.stores.store import PIECE_BYTES, Store
 
 LIST_SCHEMA = "modelctl/chunks/v1"
@@ -120,7 +120,7 @@ def _chunked(store: Store, content: Content) -> Iterator[bytes]:
 def _chunks(store: Store, content: Content) -> tuple[Chunk, ...]:
     name = f"{content.name}: its chunk list"
     try:
-        chunks = msgspec.convert(strict_json(read_small(store, content.list_key, name), name), ChunkList).chunks
+        chunks = msgspec.convert(FILE.json(read_small(store, content.list_key, name), name), ChunkList).chunks
     except (msgspec.ValidationError, ArtifactError) as error:
         raise IntegrityError(f"{name} is malformed: {error}") from error
     if sum(chunk.size for chunk in chunks) != content.size:

@@ -23,7 +23,7 @@ from modelctl import digests
 from modelctl.artifact import Artifact, Payload, manifest_path, signature_path
 from modelctl.errors import ArtifactError, CheckFailed, IntegrityError, StoreError
 from modelctl.integrity import check_chain
-from modelctl.manifest import Digest, FileEntry, Manifest, parse, strict_json
+from modelctl.manifest import FILE, Digest, FileEntry, Manifest, parse
 from modelctl.progress import Progress, silent
 from modelctl.stores import blobs
 from modelctl.stores.blobs import CUT, Content, Cut
@@ -48,7 +48,7 @@ class Standing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 def standing(value: bytes, name: str) -> Standing:
     """What a ref's value says; StoreError when it is malformed."""
     try:
-        return msgspec.convert(strict_json(value, name), Standing)
+        return msgspec.convert(FILE.json(value, name), Standing)
     except (msgspec.ValidationError, ArtifactError) as error:
         raise StoreError(f"{name}: the ref is malformed: {error}") from error
 

@@ -58,7 +58,11 @@ def place(make_artifact: Make, key_folder: Path, tmp_path: Path, monkeypatch: py
             "ed.pub.pem: not a private key, but a public one",
             None,
         ),
-        (["decrypt", "m.sealed", "-o", "folder", "--identity", "m.sealed"], "m.sealed: not a key file", None),
+        (
+            ["decrypt", "m.sealed", "-o", "folder", "--identity", "m.sealed"],
+            "m.sealed: is not UTF-8 text, and so not a key file",
+            "modelctl keygen -o key.pem",
+        ),
         (["inspect", "pipe.onnx"], "pipe.onnx: is not a plain file", None),
         (
             ["quantize", "m.sealed", "-o", "b.onnx"],

@@ -88,7 +88,8 @@ def test_interrupt_leaves_what_was_finished_and_nothing_half_made(
 ) -> None:
     slow = '[[step]]\nrun = "encrypt"\nfrom = "model.onnx"\nout = "slow/model.sealed"\npassphrase = "file:pipe"\n'
     (project / "modelctl.toml").write_text(PIPELINE + slow)
-    os.mkfifo(project / "pipe")  # a passphrase that never comes
+    os.mkfifo(project / "pipe")
+    writer = os.open(project / "pipe", os.O_RDWR)  # of a passphrase that never comes
     command = [sys.executable, "-m", "modelctl", "run"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -97,6 +98,7 @@ def test_interrupt_leaves_what_was_finished_and_nothing_half_made(
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
+    os.close(writer)
     assert process.returncode == 130
     assert err.endswith("modelctl: interrupted\n")
     assert out == ""

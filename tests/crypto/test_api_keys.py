@@ -47,7 +47,7 @@ def test_all_that_can_be_said_is_understood() -> None:
     ("text", "said"),
     [
         ("keys = 3", "not a file of keys"),
-        ("[keys", "not a file of keys"),
+        ("[keys", "not sound TOML"),
         ("[key.a]\nmodels = []", "has 'key'"),
         (f'[keys.a]\nhash = "{HASH}"', "keys.a: Object missing required field `models`"),
         ("[keys.a]\nmodels = []", "neither hash nor certificate"),
@@ -64,7 +64,7 @@ def test_all_that_can_be_said_is_understood() -> None:
         (f'[keys.a]\nhash = "{HASH}"\nmodels = []\nexpires = 2027-01-01T00:00:00', "has no time zone"),
         (f'[keys."a b"]\nhash = "{HASH}"\nmodels = []', "is no name of a key"),
         (f'[keys.a]\nhash = "{HASH}"\nmodels = []\n[keys.b]\nhash = "{HASH}"\nmodels = []', "keys.b has the"),
-        (f'[keys.a]\nhash = "{HASH}"\nmodels = []\n[keys.a]\nhash = "{HASH}"\nmodels = []', "not a file of keys"),
+        (f'[keys.a]\nhash = "{HASH}"\nmodels = []\n[keys.a]\nhash = "{HASH}"\nmodels = []', "not sound TOML"),
     ],
 )
 def test_what_is_not_right_is_named(text: str, said: str) -> None:
@@ -76,8 +76,8 @@ def test_what_is_not_right_is_named(text: str, said: str) -> None:
 
 
 def test_a_file_that_is_absent_a_folder_too_large_or_no_text_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "large").write_bytes(b"#" * (api_keys.LIMIT_BYTES + 1))
+    (tmp_path / "large").write_bytes(b"#" * (api_keys.FILE.limit_bytes + 1))
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
-    for name, said in (("no", "no such file"), (".", "is a folder"), ("large", "too large"), ("bytes", "not text")):
+    for name, said in (("no", "no such file"), (".", "is a folder"), ("large", "too large"), ("bytes", "not UTF-8")):
         with pytest.raises(KeyFileError, match=said):
             api_keys.read(tmp_path / name)

@@ -99,7 +99,7 @@ def test_an_api_key_is_added_to_what_stands_in_the_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="stands already"):
         keygen(tmp_path / "a.key", KeygenOptions(type=KeyType.API, keys=place, name="c"))
     place.write_text("[broken")
-    with pytest.raises(KeyFileError, match="not a file of keys"):
+    with pytest.raises(KeyFileError, match="not sound TOML"):
         keygen(tmp_path / "c.key", KeygenOptions(type=KeyType.API, keys=place))
     assert not (tmp_path / "c.key").exists()
     assert place.read_text() == "[broken"

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from modelctl.errors import KeyFileError
+from modelctl.reading import Small
+
+FILE = Small("a file in PEM", 4 << 20, KeyFileError, "--tls-cert cert.pem --tls-key key.pem")
 
 
 def context(cert: Path, key: Path, client_ca: Path | None) -> ssl.SSLContext:
@@ -19,7 +22,7 @@ def context(cert: Path, key: Path, client_ca: Path | None) -> ssl.SSLContext:
     made.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
     made.set_alpn_protocols(["h2", "http/1.1"] if speaks_h2() else ["http/1.1"])
     for path in filter(None, (cert, key, client_ca)):
-        _check_readable(path)
+        FILE.data(path)
     try:
         made.load_cert_chain(cert, key, password=_locked)
     except _LockedError:
@@ -55,16 +58,6 @@ class _LockedError(Exception):
 
 def _locked() -> str:
     raise _LockedError
-
-
-def _check_readable(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            file.read(1)
-    except FileNotFoundError:
-        raise KeyFileError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise KeyFileError(f"{path}: is a folder, not a file in PEM") from None
 
 
 def _reason(error: Exception) -> str:

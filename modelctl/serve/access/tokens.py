@@ -10,7 +10,6 @@ keys; without it he may ask all models. The words `modelctl:load` and `modelctl:
 A token that was found good is remembered until it expires or the keys change.
 """
 
-import json
 import re
 import time
 import warnings
@@ -23,6 +22,7 @@ import msgspec
 from modelctl.crypto.api_keys import Rights
 from modelctl.errors import KeyFileError, missing_extra
 from modelctl.options import May
+from modelctl.reading import Small
 from modelctl.serve.access.callers import Caller
 from modelctl.serve.access.gate import unknown
 from modelctl.serve.access.kept import Kept
@@ -33,7 +33,7 @@ try:
 except ImportError:
     raise missing_extra("JWTs are read by PyJWT", "jwt") from None
 
-LIMIT_BYTES = 1 << 20
+FILE = Small("a JWKS file", 1 << 20, KeyFileError, "--jwt-keys jwks.json")
 LEEWAY_S = 30.0  # by which clocks may differ
 REMEMBERED = 4096
 RSA_BITS = 2048
@@ -62,19 +62,10 @@ SigningKeys = dict[str | None, SigningKey]  # by key id
 
 def read(path: Path) -> SigningKeys:
     """The keys of a JWKS file; KeyFileError for what is not right, or is of no use to check signatures."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(LIMIT_BYTES + 1)
-    except FileNotFoundError:
-        raise KeyFileError(f"{path}: no such JWKS file") from None
-    except IsADirectoryError:
-        raise KeyFileError(f"{path}: is a folder, not a JWKS file") from None
-    try:
-        keys = json.loads(data)["keys"] if len(data) <= LIMIT_BYTES else None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        keys = None
+    plain = FILE.json(FILE.data(path), path)
+    keys = plain.get("keys") if isinstance(plain, dict) else None
     if not isinstance(keys, list) or not all(isinstance(one, dict) for one in keys):
-        raise KeyFileError(f'{path}: not a JWKS file, which is {{"keys": [{{…}}, …]}}')
+        raise FILE.refused(path, 'not a JWKS file, which is {"keys": [{…}, …]}')
     found: SigningKeys = {}
     for one in keys:
         if one.get("use", "sig") != "sig":

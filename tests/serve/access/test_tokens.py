@@ -211,12 +211,12 @@ def test_a_token_is_remembered_until_the_keys_change_or_it_expires(tmp_path: Pat
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "not a JWKS file"),
+        ("", "not sound JSON"),
         ("[]", "not a JWKS file"),
         ('{"keys": {}}', "not a JWKS file"),
         ('{"keys": []}', "no key that signs"),
         ('{"keys": [7]}', "not a JWKS file"),
-        ("[" * 5000, "not a JWKS file"),
+        ("[" * 5000, "nested deeper than 64"),
         (jwts.jwks({"kty": "oct", "k": "c2VjcmV0", "kid": "a"}), "a shared secret"),
         (jwts.jwks(SIGNERS["EdDSA"].jwk(), SIGNERS["EdDSA"].jwk()), "two keys"),
         (jwts.jwks(SIGNERS["EdDSA"].jwk(d="AAAA")), "a private key"),
