@@ -7,7 +7,7 @@ what a function `module:function` of the user's project gives. Files are not rea
 read twice into memory; inputs that are too large for it stay in files (`rows.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,32 @@ from modelctl.record import DataRef
 __all__ = ["Data", "Samples", "open_data"]
 
 HELD_OUT = 0.1
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a reference points at holds, looked at once, when it is opened: no folder is listed a second time."""
+
+    is_idx: bool = False
+    shards: Sequence[Path] = ()
+    classes: Mapping[str, pictures.Classes] = field(default_factory=dict)  # by split, "" where pictures come in none
+
+    @property
+    def comes_split(self) -> bool:
+        """Whether `train` and `test` lie apart."""
+        return self.is_idx or (bool(self.classes) and "" not in self.classes)
+
+    @classmethod
+    def of(cls, ref: DataRef) -> "Held":
+        """Shards, in the order of their names; else pictures; any other folder is taken for one in MNIST's layout."""
+        if ref.is_code or not ref.path.is_dir():
+            return cls()
+        files = [file for file in ref.path.iterdir() if file.is_file() and not file.name.startswith(".")]
+        if any("-ubyte" in file.name for file in files):
+            return cls(is_idx=True)
+        shards = sorted(file for file in files if file.suffix.lower() == ".npz")
+        found = {} if shards else pictures.found(ref.path)
+        return cls(is_idx=not (shards or found), shards=shards, classes=found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +71,7 @@ class Data:
     seed: int
     columns: tuple[str, ...] = ()
     declared: Declared | None = None
+    held: Held = field(default=Held(), repr=False)
     _read: dict[str, Samples] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -65,7 +92,7 @@ class Data:
     @cached_property
     def test(self) -> Samples:
         """To report on: nothing was learned or chosen by these."""
-        if self.ref.split is None and self._comes_split:
+        if self.ref.split is None and self.held.comes_split:
             return self._ready(self._whole("test"))
         return self._parts[2]
 
@@ -73,7 +100,7 @@ class Data:
     def _parts(self) -> tuple[Samples, ...]:
         if self.ref.split is not None:
             return self._dealt(self.scored, HELD_OUT, HELD_OUT)
-        if self._comes_split:
+        if self.held.comes_split:
             return tuple(map(self._ready, self._dealt(self._whole("train"), HELD_OUT)))
         return tuple(map(self._ready, self._dealt(self._file(), HELD_OUT, HELD_OUT)))
 
@@ -84,7 +111,7 @@ class Data:
 
     def _whole(self, split: str) -> Samples:
         """All samples of `train` or `test`, as the file holds them."""
-        if self._comes_split:
+        if self.held.comes_split:
             if split not in self._read:
                 self._read[split] = self._split_of_folder(split)
             return self._read[split]
@@ -92,24 +119,27 @@ class Data:
         return {"train": train, "test": test}[split]
 
     def _split_of_folder(self, split: str) -> Samples:
-        if _is_idx(self.ref):
+        if self.held.is_idx:
             return idx.read(self.ref.path, split, self._only_input)
-        return self._pictures(self.ref.path / split)
+        return self._pictures(split)
 
-    def _pictures(self, folder: Path) -> Samples:
+    def _pictures(self, split: str) -> Samples:
+        found = self.held.classes[split]
         if self.columns:
-            raise DataError(f"{folder}: has no column {self.columns[0]!r}: it holds pictures and their classes only")
+            raise DataError(
+                f"{found.path}: has no column {self.columns[0]!r}: it holds pictures and their classes only"
+            )
         after = None if self.declared is None else self.declared.after
-        return pictures.read(folder, None if self.declared is None else self.declared.before, labels_of(after))
+        return pictures.read(found, None if self.declared is None else self.declared.before, labels_of(after))
 
     def _file(self) -> Samples:
         if "" not in self._read:
             names, path = [spec.name for spec in self.inputs], self.ref.path
             before = None if self.declared is None else self.declared.before
-            if _is_pictures(self.ref):
-                self._read[""] = self._pictures(path)
-            elif path.is_dir():
-                self._read[""] = npz.read_shards(_shards(path), names, self.columns)
+            if self.held.classes:
+                self._read[""] = self._pictures("")
+            elif self.held.shards:
+                self._read[""] = npz.read_shards(self.held.shards, names, self.columns)
             elif path.suffix.lower() in table.SUFFIXES:
                 self._read[""] = table.read(path, self.inputs, self.columns, self.ref.target, before)
             else:
@@ -119,11 +149,7 @@ class Data:
     def _ready(self, found: Samples) -> Samples:
         """Few enough, and as the model takes them."""
         found = found.first(self.ref.limit)
-        return checked(idx.scaled(found) if _is_idx(self.ref) else found, self.inputs, self.name)
-
-    @property
-    def _comes_split(self) -> bool:
-        return _is_idx(self.ref) or (_is_pictures(self.ref) and pictures.comes_split(self.ref.path))
+        return checked(idx.scaled(found) if self.held.is_idx else found, self.inputs, self.name)
 
     @property
     def _only_input(self) -> str:
@@ -146,51 +172,33 @@ def open_data(
     samples that it gives.
     """
     ref = DataRef.parse(text)
+    held = Held.of(ref)
     if not inputs:
         raise DataError(f"{ref.path}: the model takes no inputs that samples could be fed to")
-    if columns and _is_idx(ref):
+    if columns and held.is_idx:
         raise DataError(f"{ref.path}: has no column {columns[0]!r}: a folder of IDX files holds images and labels only")
     if ref.target is not None and (ref.is_code or ref.path.suffix.lower() not in table.SUFFIXES):
         raise DataError(f"{ref.path}: #target= names a column of a table, .csv or .parquet; labels are 'y' here")
     if ref.is_code:
         found, sha256 = stream.read(str(ref.path), [spec.name for spec in inputs], columns, ref.limit)
-        return Data(str(ref.path), sha256, ref, tuple(inputs), seed, tuple(columns), None, {"": found})
-    return Data(str(ref.path), digests.of_files(_files(ref)), ref, tuple(inputs), seed, tuple(columns), declared)
+        return Data(str(ref.path), sha256, ref, tuple(inputs), seed, tuple(columns), None, held, {"": found})
+    sha256 = digests.of_files(_files(ref, held))
+    return Data(str(ref.path), sha256, ref, tuple(inputs), seed, tuple(columns), declared, held)
 
 
-def _files(ref: DataRef) -> list[tuple[str, str]]:
+def _files(ref: DataRef, held: Held) -> list[tuple[str, str]]:
     path = ref.path
-    if _is_idx(ref):
+    if held.is_idx:
         splits = [ref.split] if ref.split else list(idx.SPLITS)
         return [(file.name, digests.of_file(file)) for split in splits for file in idx.files(path, split)]
-    if _is_pictures(ref):
-        places = [path / ref.split if ref.split else path / split for split in pictures.SPLITS]
-        held = [file for place in (places if pictures.comes_split(path) else [path]) for file in pictures.files(place)]
-        return [(file.relative_to(path).as_posix(), digests.of_file(file)) for file in dict.fromkeys(held)]
-    if path.is_dir():
-        return [(file.name, digests.of_file(file)) for file in _shards(path)]
+    if held.classes:
+        chosen = [held.classes[ref.split]] if ref.split and held.comes_split else held.classes.values()
+        files = [file for one in chosen for file in one.pictures]
+        return [(file.relative_to(path).as_posix(), digests.of_file(file)) for file in files]
+    if held.shards:
+        return [(file.name, digests.of_file(file)) for file in held.shards]
     if path.suffix.lower() not in (".npz", *table.SUFFIXES):
         raise DataError(f"{path}: no reader for {path.suffix or 'a file without a suffix'}", "--data samples.npz")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: is empty")
     return [(path.name, digests.of_file(path))]
-
-
-def _is_idx(ref: DataRef) -> bool:
-    """Whether it is a folder in MNIST's layout: any that holds no `.npz`, nor pictures, is taken for one."""
-    return not ref.is_code and ref.path.is_dir() and not _shards(ref.path) and not _is_pictures(ref)
-
-
-def _is_pictures(ref: DataRef) -> bool:
-    """Whether it is a folder with a folder of pictures for each class, and no other samples."""
-    if ref.is_code or not ref.path.is_dir() or _shards(ref.path):
-        return False
-    return not any("-ubyte" in file.name for file in ref.path.iterdir()) and pictures.is_folder(ref.path)
-
-
-def _shards(folder: Path) -> list[Path]:
-    """The `.npz` files in a folder that holds no IDX files, in the order of their names."""
-    names = [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
-    if any("-ubyte" in file.name for file in names):
-        return []
-    return sorted(file for file in names if file.suffix.lower() == ".npz")

@@ -4,12 +4,15 @@ from typing import Any
 import numpy as np
 import pytest
 from nets import write_idx
+from PIL import Image
 
-from modelctl import digests
+from modelctl import chains, digests
 from modelctl.data import Data, open_data, rows
 from modelctl.data.samples import Samples
 from modelctl.errors import DataError, UsageError
 from modelctl.manifest import TensorSpec
+from modelctl.processing.before import Before
+from modelctl.processing.declared import Declared
 
 pytestmark = pytest.mark.usefixtures("kept")
 
@@ -190,6 +193,46 @@ def test_shards_are_one_set_in_the_order_of_their_names(tmp_path: Path) -> None:
     np.savez(folder / "1.npz", x=np.ones((5, 2)))
     with pytest.raises(DataError, match=r"1\.npz: array 'y' is not there, in 0\.npz int64\[N\]"):
         _ = opened(folder).train
+
+
+def test_what_comes_into_a_folder_once_it_is_open_is_seen_by_the_next_who_opens_it(tmp_path: Path) -> None:
+    for place in range(3):
+        np.savez(tmp_path / f"{place}.npz", x=np.ones((10, 2)), y=np.arange(10))
+    data = opened(tmp_path)
+    np.savez(tmp_path / "3.npz", x=np.ones((10, 2)), y=np.arange(10))
+    later = opened(tmp_path)
+    assert [sum(map(len, (one.train, one.validation, one.test))) for one in (data, later)] == [30, 40]
+    assert data.sha256 != later.sha256
+    (tmp_path / "t10k-labels.idx1-ubyte").touch()  # nor is it taken for another kind of folder
+    assert len(later.scored) == 4
+    with pytest.raises(DataError, match="no train-images"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_so_it_is_with_pictures(split: bool, tmp_path: Path) -> None:
+    spec = TensorSpec(name="x", dtype="float32", shape=("n", 4))
+    before = Before((chains.Image(input="x", height=2, width=2, color="gray", layout="flat"),), [spec], None)
+    places = [tmp_path / name for name in ("train", "test")] if split else [tmp_path]
+
+    def draw(*names: str) -> None:
+        for place in places:
+            for name in names:
+                (place / name).mkdir(parents=True, exist_ok=True)
+                for shade in range(5):
+                    Image.new("L", (2, 2), 50 * shade).save(place / name / f"{shade}.png")
+
+    def count(data: Data) -> int:
+        return sum(map(len, (data.train, data.validation, data.test)))
+
+    draw("cat", "dog")
+    (tmp_path / ".hidden").mkdir()
+    data = open_data(str(tmp_path), [spec], 0, (), Declared(before, None))
+    draw("eel")
+    later = open_data(str(tmp_path), [spec], 0, (), Declared(before, None))
+    assert (count(data), count(later)) == (10 * len(places), 15 * len(places))
+    assert data.sha256 != later.sha256
+    assert later.test.labels is not None and set(later.test.labels.tolist()) <= {0, 1, 2}
 
 
 def test_a_target_is_a_column_of_a_table(tmp_path: Path) -> None:
