@@ -120,13 +120,22 @@ def _is_file(path: Path) -> bool:
         return False
 
 
+def _no_file(text: str) -> UsageError:
+    """What is said of a word that is neither a file nor what the model takes itself."""
+    try:
+        there = Path(text).exists()
+    except OSError:
+        there = False
+    return UsageError(f"{_short(text)}: {'is not a plain file' if there else 'no such file'}")
+
+
 def _typed(text: str, before: Before) -> Any:
     """An instance that was typed itself: a text, or what JSON says."""
     if text.lstrip().startswith(("{", "[")):
         return _json(text, _short(text))
     if before.kinds == ["text"]:
         return text
-    raise UsageError(f"{_short(text)}: no such file")
+    raise _no_file(text)
 
 
 def _json(text: str, where: object) -> Any:
@@ -138,13 +147,17 @@ def _json(text: str, where: object) -> Any:
 
 def _tensors(text: str, session: Session) -> Samples:
     """What an .npz file holds by the names of the inputs, or JSON says: rows, or an object by those names."""
-    if text.endswith(".npz"):
+    there = _is_file(Path(text))
+    if there and text.endswith(".npz"):
         return checked(npz.read(Path(text), [one.name for one in session.inputs], ()), session.inputs, text)
-    path = Path(text)
-    is_json = text.endswith(".json") and _is_file(path)
-    if not is_json and not text.lstrip().startswith(("{", "[")):
+    if there and text.endswith(".json"):
+        told = _json(INPUT.text(Path(text)), text)
+    elif there:
         raise UsageError(f"{_short(text)}: {session.name} declares nothing that makes its input of that", _DECLARE)
-    told = _json(INPUT.text(path), text) if is_json else _json(text, _short(text))
+    elif text.lstrip().startswith(("{", "[")):
+        told = _json(text, _short(text))
+    else:
+        raise _no_file(text)
     given: Mapping[str, Any] = told if isinstance(told, dict) else {session.inputs[0].name: told}
     if set(given) != {one.name for one in session.inputs}:
         raise DataError(f"{_short(text)}: the model takes {', '.join(one.name for one in session.inputs)}")

@@ -1,6 +1,7 @@
 """What is declared before and after a model: stays with it through every step, and means the same in each."""
 
 import json
+import os
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -326,10 +327,22 @@ def test_predict_takes_tensors_where_nothing_is_declared(here: Path, capsys: Cap
 
 def test_what_predict_can_not_take_is_exit_2_in_one_line(declared: Artifact, here: Path, capsys: Capture) -> None:
     (here / "a.png").write_bytes(b"none")
+    (here / "latin.json").write_bytes(b'["\xe9"]')
+    os.mkfifo(here / "pipe.npz")
     for words, said in (
         (["declared.onnx", "gone.png"], "gone.png: no such file"),
         (["declared.onnx", "a.png"], "a.png: not a picture that is read here"),
         (["net.onnx", "a.png"], "declares nothing that makes its input of that"),
+        (["net.onnx", "gone.png"], "gone.png: no such file"),
+        (["net.onnx", "gone.json"], "gone.json: no such file"),
+        (["net.onnx", "gone.npz"], "gone.npz: no such file"),
+        (["net.onnx", "x" * 5000], "xxx…: no such file"),
+        (["net.onnx", "pipe.npz"], "pipe.npz: is not a plain file"),
+        (["net.onnx", "."], ".: is not a plain file"),
+        (["declared.onnx", "pipe.npz"], "pipe.npz: is not a plain file"),
+        (["net.onnx", "latin.json"], "latin.json: is not UTF-8 text, and so not an input"),
+        (["net.onnx", '{"x": [], "x": [[1]]}'], "duplicate key 'x'"),
+        (["net.onnx", "[" * 5000], "not JSON"),
         (["declared.onnx", "{"], "not JSON"),
         (["net.onnx", "[[1]]"], "expected float32[N,1,8,8], found float32[N,1]"),
         (["net.onnx", "[[1], 2]"], "is not numbers that the model takes"),
