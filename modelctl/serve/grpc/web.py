@@ -4,8 +4,8 @@
     application/grpc-web-text[+proto]    the same in base64, of which each piece may be padded by itself
 
 Trailers are lines, `name: value` and CRLF. To the services such a call looks like any other. In one whose messages come
-one after the other all of them are read before the first is answered, and answered before anything is sent; what never
-ends (Health.Watch) is not offered that way.
+one after the other all of them are read before the first is answered, and answered before anything is sent. What never
+ends (Health.Watch) is sent as it comes: see `endless`.
 """
 
 import base64
@@ -43,21 +43,27 @@ def ask(app: App, request: Request) -> None:
     text = kind.startswith(WEB_TEXT)
     if kind.removesuffix(b"+proto") not in (WEB, WEB_TEXT):
         raise Refused("this is called by gRPC over HTTP/2, or by gRPC-Web: application/grpc-web", 415)
-    inner = CallRequest(request.head._replace(method=METHOD), b"", lambda _, answer: line.end(answer))
+    inner = CallRequest(request.head._replace(method=METHOD), b"", lambda _, answer: line.finish(answer))
     inner.visit = request.visit
-    line = inner.line = _Line(app, request, inner, kind, text)
+    line = inner.line = _line_of(request)(app, request, inner, kind)
     try:
         call = call_of(request.head)
         if call.refused is not None:
             raise call.refused
-        if request.head.path in ENDLESS:
-            raise Refused("what never ends is not told over gRPC-Web", 501)
         messages = deque(_messages(_decoded(request.body) if text else request.body, call, app.limit_bytes))
         if request.head.path not in STREAMED and len(messages) != 1:
             raise Refused("the call has not exactly one message, whole")
         line.begin(messages, call)
     except Refused as refused:
         app.refuse(inner, refused)
+
+
+def _line_of(request: Request) -> "type[WebLine]":
+    if request.head.path not in ENDLESS:
+        return WebLine
+    from modelctl.serve.grpc.endless import EndlessLine
+
+    return EndlessLine
 
 
 def _decoded(body: bytes) -> bytes:
@@ -79,15 +85,14 @@ def _messages(body: bytes, call: Call, limit_bytes: int) -> Iterator[bytes]:
         place = end
 
 
-class _Line:
+class WebLine:
     """The way back to the client: what is sent is kept until all of it is there."""
 
-    def __init__(self, app: App, request: Request, inner: CallRequest, kind: bytes, text: bool) -> None:
+    def __init__(self, app: App, request: Request, inner: CallRequest, kind: bytes) -> None:
         self._app = app
         self._request = request
         self._inner = inner
         self._kind = kind
-        self._text = text
         self._sent: list[bytes] = []
         self._inbox: deque[bytes] = deque()
         self._delivering = self._ended = self._over = False
@@ -115,7 +120,7 @@ class _Line:
 
     def close(self) -> None:
         """End the call; all was well."""
-        self.end(Answer(b""))
+        self.finish(Answer(b""))
 
     def resume(self) -> None:
         """Hand on what has come, as long as it is wanted."""
@@ -130,7 +135,7 @@ class _Line:
             self._ended = True
             talk.ended()
 
-    def end(self, answer: Answer) -> None:
+    def finish(self, answer: Answer) -> None:
         """Send all there is: messages, then trailers."""
         if self._over:
             return
@@ -143,7 +148,10 @@ class _Line:
         trailers = [*answer.headers] if answer.status != 200 else [(b"grpc-status", b"0"), *answer.headers]
         if model is not None:
             trailers.append(model.header)
-        body = b"".join(self._sent) + trailers_frame(trailers)
         self._request.model = model
         self._request.job = None
-        self._request.reply(Answer(base64.b64encode(body) if self._text else body, self._kind))
+        self._request.reply(Answer(self._written(b"".join(self._sent) + trailers_frame(trailers)), self._kind))
+
+    def _written(self, data: bytes) -> bytes:
+        """Some of the body, as it is sent."""
+        return base64.b64encode(data) if self._kind.startswith(WEB_TEXT) else data

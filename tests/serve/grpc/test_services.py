@@ -318,7 +318,8 @@ def test_what_browsers_get_wrong_is_told(server: Running) -> None:
     assert code(framed(affine()) * 2) == calls.INVALID_ARGUMENT
     assert code(b"!", kind="application/grpc-web-text") == calls.INVALID_ARGUMENT
     assert code(framed(affine("none"))) == calls.NOT_FOUND
-    assert code(framed(b""), f"{HEALTH}/Watch") == calls.UNIMPLEMENTED
+    assert code(b"", f"{HEALTH}/Watch") == calls.INVALID_ARGUMENT
+    assert code(framed(b"\xff"), f"{HEALTH}/Watch") == calls.INVALID_ARGUMENT
     stream = "/inference.GRPCInferenceService/ModelStreamInfer"
     assert code(framed(b"") * 1001, stream) == calls.INVALID_ARGUMENT
     assert server.ask(INFER, b"{}", content_type="application/json").status == 415
