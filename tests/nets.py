@@ -104,7 +104,7 @@ def convolutional(batch: int | str = "batch") -> onnx.ModelProto:
 
 
 def linear(opset: int = 17) -> onnx.ModelProto:
-    """Flatten, dense 4: so small that eight bits cost more space than they save."""
+    """Flatten, dense 4."""
     pictures, labels = samples(2000, seed=3)
     weight, bias = _ridge(pictures.reshape(len(pictures), -1), labels)
     nodes = [
@@ -112,6 +112,17 @@ def linear(opset: int = 17) -> onnx.ModelProto:
         helper.make_node("Gemm", ["f", "w", "b"], ["logits"], "dense", transB=1),
     ]
     return model_of(nodes, {"w": weight, "b": bias}, ["batch", 1, 8, 8], ["batch", CLASSES], opset)
+
+
+def brightness() -> onnx.ModelProto:
+    """The mean, dense 4: so small that eight bits cost more space than they save."""
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["m"], "mean"),
+        helper.make_node("Flatten", ["m"], ["f"], "flatten"),
+        helper.make_node("Gemm", ["f", "w"], ["logits"], "dense", transB=1),
+    ]
+    weight = np.arange(CLASSES, dtype=np.float32).reshape(CLASSES, 1)
+    return model_of(nodes, {"w": weight}, ["batch", 1, 8, 8], ["batch", CLASSES])
 
 
 def save(model: onnx.ModelProto, path: Path) -> Path:

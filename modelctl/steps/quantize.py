@@ -11,10 +11,10 @@ import onnx
 from modelctl.artifact import Artifact, Payload
 from modelctl.errors import CheckFailed, UnsupportedError, UsageError, missing_extra
 from modelctl.formats import onnx as onnx_format
-from modelctl.graph import drawing, fixed_point, measure, unpacking, weights
+from modelctl.graph import drawing, fixed_point, measure, names, unpacking, weights
 from modelctl.graph.feeding import data_for
 from modelctl.graph.prepare import small_convolutions
-from modelctl.graph.quantizing import frontier
+from modelctl.graph.quantizing import frontier, terse
 from modelctl.graph.quantizing.recipe import DYNAMIC, Recipe
 from modelctl.graph.quantizing.search import Search
 from modelctl.graph.quantizing.trials import Trials
@@ -174,6 +174,7 @@ class _Work:
         )
         assert self.data is not None
         done = qat.train(ready, self.session, self.data, course, self.folder, self.progress)
+        terse.shorten(done.model, names.taken(ready.graph))
         choices = {"method": str(options.chosen), "bits": options.weight_bits, "stored_bits": done.stored_bits}
         return done.model, choices | {"activations": "uint8", "float_nodes": done.floats, "losses": done.losses}
 
@@ -200,7 +201,7 @@ def _check(graph: onnx.ModelProto, model: Artifact, options: QuantizeOptions) ->
     held = sum(math.prod(tensor.dims) for tensor in weights.prunable(graph))
     if weights.is_quantized(graph) and held < PARTLY * weights.count(graph).parameters:
         raise UnsupportedError(f"{model.path}: is quantized already; quantize the float model that it was made from")
-    names = {node.name for node in weights.nodes_of(graph.graph)}
+    there = {node.name for node in weights.nodes_of(graph.graph)}
     for name in options.excludes:
-        if name not in names:
+        if name not in there:
             raise UsageError(f"--exclude {name}: {model.path} has no node of that name")

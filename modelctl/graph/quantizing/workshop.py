@@ -15,11 +15,21 @@ from modelctl.artifact import Payload
 from modelctl.data.samples import Samples
 from modelctl.errors import ArtifactError, UnsupportedError
 from modelctl.formats import onnx as onnx_format
-from modelctl.graph import calibration, halves, histograms, sensitivity, smoothing, unpacking, weight_only, weights
+from modelctl.graph import (
+    calibration,
+    halves,
+    histograms,
+    names,
+    sensitivity,
+    smoothing,
+    unpacking,
+    weight_only,
+    weights,
+)
 from modelctl.graph.blocks import Decision
 from modelctl.graph.histograms import Histogram, Range
 from modelctl.graph.prepare import prepare, products, small_convolutions
-from modelctl.graph.quantizing import integers
+from modelctl.graph.quantizing import integers, terse
 from modelctl.graph.quantizing.explain import stored
 from modelctl.graph.quantizing.recipe import ALL, CHAINS, HALVES, INTEGER_METHODS, PRODUCTS, SUMS, USUAL, Recipe
 from modelctl.graph.sensitivity import Harm
@@ -178,6 +188,8 @@ class Workshop:
             made = self._stored(made, replace(recipe, bits=8, form=Form.STORED, types=(), floats=self._excluded))
         if not weights.is_quantized(made) and recipe.method not in HALVES:
             raise UnsupportedError(f"{self.session.name}: holds nothing that {recipe.method} could quantize")
+        if recipe.method is Method.STATIC:
+            terse.shorten(made, names.taken(self.ready.graph))
         Session(onnx_format.payload_of(made, self.payload), self._threads)
         return made
 
