@@ -4,6 +4,7 @@ A test that needs a part installed apart (a Debian package, a client from PyPI) 
 itself with the install line as its reason. `--require-real-parts` turns such a skip into a failure: CI runs with it.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,26 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     if report.skipped and item.get_closest_marker("real_parts") and item.config.getoption("--require-real-parts"):
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid}: a real part is missing: {report.longrepr[2]}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Make torch's table of translations to ONNX once: it makes it anew for each export, a third of all that takes."""
+    registration: Any = sys.modules.get("torch.onnx._internal.exporter._registration")
+    if registration is None or hasattr(registration, "made_once"):
+        return
+    table, made_once = registration.ONNXRegistry, {}
+    make = table.from_torchlib
+
+    def copied(opset_version: int = registration._constants.TORCHLIB_OPSET) -> Any:
+        if opset_version not in made_once:
+            made_once[opset_version] = make(opset_version)
+        found = table()
+        found._opset_version = opset_version
+        found.functions = {key: list(known) for key, known in made_once[opset_version].functions.items()}
+        return found
+
+    table.from_torchlib, registration.made_once = staticmethod(copied), made_once
 
 
 @pytest.fixture(autouse=True)
