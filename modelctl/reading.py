@@ -75,7 +75,7 @@ class Small:
         """The table that a text spells."""
         import tomllib  # here, for `--help` need not wait for it
 
-        if _DEEP_KEY.search(_ESCAPED.sub("_", text)):  # tomllib takes hours over one of a megabyte
+        if re.search(_DEEP_KEY, re.sub(_ESCAPED, "_", text)):  # tomllib takes hours over one of a megabyte
             raise self.refused(place, f"nested deeper than {LIMIT_DEPTH}")
         try:
             return tomllib.loads(text.removeprefix("\ufeff"))
@@ -106,8 +106,8 @@ class Small:
             raise self.refused(place, f"is larger than {self.limit_bytes} bytes, too large for {self.what}")
 
 
-_ESCAPED = re.compile(r'\\[\\"]')
-_DEEP_KEY = re.compile(r"""(?<![.\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+)""" + f"{{{LIMIT_DEPTH}}}")
+_ESCAPED = r'\\[\\"]'
+_DEEP_KEY = r"""(?<![.\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+)""" + f"{{{LIMIT_DEPTH}}}"
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 from typer.models import ArgumentInfo
@@ -17,9 +17,11 @@ from modelctl.artifact import Artifact
 from modelctl.cli.console import Console
 from modelctl.cli.teller import Teller
 from modelctl.knobs import Options, fields_of, knobs
-from modelctl.making import Origin, check_out
 from modelctl.options import StepOptions
 from modelctl.report import Report
+
+if TYPE_CHECKING:
+    from modelctl.making import Origin
 
 Answer = Artifact | Report | None
 
@@ -32,6 +34,7 @@ ALWAYS = {
     "verbose": Annotated[bool, typer.Option("-v", "--verbose", help="print more, tracebacks included")],
     "no_progress": Annotated[bool, typer.Option("--no-progress", help="draw no progress bars")],
 }
+CONTEXT = {"help_option_names": ["-h", "--help"]}
 DRY_RUN = Annotated[bool, typer.Option("--dry-run", help="print the plan and do nothing")]
 
 
@@ -60,11 +63,13 @@ class Shell:
         return answer
 
 
-def plan(origin: Origin, out: Path) -> Report:
+def plan(origin: "Origin", out: Path) -> Report:
     """What a step would do: its options as they would be remembered, its parents, and whether `out` stands already.
 
     Whatever `create` would refuse before any work is refused here.
     """
+    from modelctl.making import check_out  # here, for `--help` need not wait for it
+
     check_out(out, origin)
     current = origin.is_current(out)
     facts = {
@@ -109,7 +114,8 @@ def command(
         run.__signature__ = inspect.Signature([*own, *flags, *always])  # type: ignore[attr-defined]
         run.__annotations__ = {one.name: one.annotation for one in [*own, *flags, *always]}
         run.__doc__ = body.__doc__
-        app.command(name=name or body.__name__.replace("_", "-"), help=inspect.getdoc(body))(run)
+        said = name or body.__name__.replace("_", "-")
+        app.command(name=said, help=inspect.getdoc(body), context_settings=CONTEXT)(run)
         return body
 
     return register

@@ -5,6 +5,7 @@
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from io import TextIOWrapper
 from types import TracebackType
@@ -15,7 +16,7 @@ from typer.main import get_command
 
 from modelctl import __version__
 from modelctl.cli import interrupts
-from modelctl.cli.command import Run
+from modelctl.cli.command import CONTEXT, Run
 from modelctl.cli.console import STOPPED, Console, OutputGone
 from modelctl.cli.usage import explained, refuse_odd_words
 from modelctl.errors import ModelctlError
@@ -45,14 +46,14 @@ COMMANDS = (
 )
 
 
-def build(only: str | None = None) -> typer.Typer:
-    """The whole command line, every command registered; or, to start the sooner, `only` the one that is asked for."""
+def build(names: Sequence[str] = COMMANDS) -> typer.Typer:
+    """The whole command line, every command registered; or, to start the sooner, those alone that are asked for."""
     app = typer.Typer(
         name="modelctl",
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         no_args_is_help=True,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings=CONTEXT,
         help="From a trained model to a served prediction: every step measured, recorded and verifiable.",
     )
 
@@ -64,9 +65,21 @@ def build(only: str | None = None) -> typer.Typer:
     ) -> None:
         pass
 
-    for name in COMMANDS if only is None else (only,):
+    for name in names:
         import_module(f"modelctl.cli.{name}").register(app)
     return app
+
+
+def _parsed(argv: list[str]) -> Any:
+    """What typer makes of a command line; to start the sooner, no other command is registered than the one asked for.
+
+    That one is called itself, without the program around it, whose flags typer would read with pydantic.
+    """
+    if argv and argv[0] in COMMANDS:
+        app: Any = get_command(build(argv[:1]))
+        return app.commands[argv[0]](args=argv[1:], prog_name=f"modelctl {argv[0]}", standalone_mode=False)
+    whole = get_command(build(() if argv == ["--version"] else COMMANDS))
+    return whole(args=argv, prog_name="modelctl", standalone_mode=False)
 
 
 def _print_version(wanted: bool) -> None:
@@ -101,8 +114,7 @@ def status_of(argv: list[str]) -> int:
         refuse_odd_words(argv)
         # Typer only parses. The command runs outside of it: it would take a broken socket for a closed pipe and exit
         # without a word, and the EOFError of a short file for Ctrl-D.
-        only = argv[0] if argv and argv[0] in COMMANDS else None
-        parsed: Any = get_command(build(only))(args=argv, prog_name="modelctl", standalone_mode=False)
+        parsed = _parsed(argv)
         if isinstance(parsed, Run):
             console = parsed.console
             with contextlib.ExitStack() as covered:
