@@ -226,7 +226,7 @@ class MessageStream(Stream):
             if self.ended:
                 request.talk.ended()
             else:
-                self.connection.give_back(self)
+                self.connection.receiver.give_back(self)
 
     def drained(self) -> None:
         """All that was to be sent so far has been."""

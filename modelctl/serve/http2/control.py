@@ -40,7 +40,7 @@ class Control:
             if stream is not None or not number:
                 connection.sender.widen(stream, size)
             else:
-                connection.gone_by(number, counts=False)
+                connection.receiver.gone_by(number, counts=False)
         elif kind == frames.RST_STREAM:
             frames.number_in(payload)
             connection.was_reset(number)
@@ -120,5 +120,5 @@ class Control:
     def farewell(self) -> None:
         """Tell the peer which stream was the last that we look at."""
         self.final = True
-        self._connection.transport.write(frames.goaway(self._connection.last, Code.NO_ERROR))
+        self._connection.transport.write(frames.goaway(self._connection.receiver.last, Code.NO_ERROR))
         self._connection.close_if_done()

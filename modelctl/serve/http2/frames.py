@@ -2,7 +2,7 @@
 
     length:u24  type:u8  flags:u8  stream:u32 (its first bit means nothing)
 
-Numbers are big-endian. Here is what a frame looks like; what one means to a connection stands in `connection`.
+Numbers are big-endian. Here is what a frame looks like; what one means to a connection stands in `receiving`.
 """
 
 import struct

@@ -92,7 +92,7 @@ class Stream:
             self.complete(b"".join(self.pieces))
             self.pieces.clear()
         else:
-            self.connection.give_back(self)
+            self.connection.receiver.give_back(self)
 
     def complete(self, body: bytes) -> None:
         """All of the request is there."""

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelctl.serve.http import Answer
-from modelctl.serve.http2 import connection, control, frames
+from modelctl.serve.http2 import control, frames, receiving
 from modelctl.serve.http2.frames import Code, frame
 
 
@@ -178,7 +178,7 @@ def test_headers_that_come_again_must_be_trailers() -> None:
 
 
 def test_answers_that_may_not_be_sent_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "UNSENT_BYTES", 200_000)
+    monkeypatch.setattr(receiving, "UNSENT_BYTES", 200_000)
     peer = Peer(start=frames.PREFACE + frames.settings({frames.INITIAL_WINDOW_SIZE: 0}))
     for number in range(1, 11, 2):
         peer.ask(number, body=b"x" * 90_000)
@@ -275,13 +275,13 @@ def test_streams_at_once_are_bounded() -> None:
     app = Echo()
     app.keeps = True
     peer = Peer(app)
-    for index in range(connection.STREAMS + 1):
+    for index in range(receiving.STREAMS + 1):
         peer.ask(2 * index + 1)
-    assert peer.reply(2 * connection.STREAMS + 1).reset == Code.REFUSED_STREAM
-    assert len(app.kept) == connection.STREAMS
+    assert peer.reply(2 * receiving.STREAMS + 1).reset == Code.REFUSED_STREAM
+    assert len(app.kept) == receiving.STREAMS
     app.kept[0].reply(Answer(b""))
-    peer.ask(2 * connection.STREAMS + 3)
-    assert len(app.kept) == connection.STREAMS + 1
+    peer.ask(2 * receiving.STREAMS + 3)
+    assert len(app.kept) == receiving.STREAMS + 1
 
 
 FLOODS = {
@@ -460,7 +460,7 @@ def test_whatever_comes_is_met_with_an_answer_or_an_end(chance: random.Random, c
     peer.read()
     if peer.pipe.closed:
         assert peer.goaway is not None
-        assert peer.server._buffer == b""
+        assert peer.server.receiver._buffer == b""
     peer.server.owed()
     peer.server.connection_lost(None)
     assert not peer.wire.open
