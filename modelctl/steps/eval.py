@@ -15,6 +15,7 @@ from modelctl.formats import onnx as onnx_format
 from modelctl.graph import chance, classes, drawing, intervals, measure, plots, scores, slices
 from modelctl.graph.channels import costs
 from modelctl.graph.feeding import data_for
+from modelctl.graph.opening import opened
 from modelctl.graph.session import Session
 from modelctl.options import EvalOptions, Metric
 from modelctl.progress import Progress, silent
@@ -40,7 +41,7 @@ def eval(model: Artifact, options: EvalOptions, progress: Progress = silent) -> 
     """
     if options.plot is not None:
         drawing.check_place(Path(options.plot), plots.KIND)
-    payload = _opened(model, options, progress)
+    payload = opened(model, options, "eval", progress)
     graph = onnx_format.parse(payload)  # says what is wrong with a file that is none better than onnxruntime does
     session = Session(payload, provider=options.provider)
     trial = _trial(payload, session, options)
@@ -51,7 +52,7 @@ def eval(model: Artifact, options: EvalOptions, progress: Progress = silent) -> 
         found = measure.examine(payload, trial, progress)
     else:
         baseline = Artifact.open(options.baseline)
-        other = _opened(baseline, options, progress)
+        other = opened(baseline, options, "eval", progress)
         facts |= {"baseline": {"model": str(baseline.path), "digest": other.manifest.digest}}
         found = measure.compare(other, payload, trial, progress)
     facts |= _macs(graph, session, trial) | found | seen.notes(found.get("accuracy"))
@@ -68,18 +69,6 @@ def eval(model: Artifact, options: EvalOptions, progress: Progress = silent) -> 
     if missed:
         raise CheckFailed(f"{model.path}: {'; '.join(missed)}", facts=facts)
     return Report(subject=str(model.path), facts=facts)
-
-
-def _opened(model: Artifact, options: EvalOptions, progress: Progress) -> Payload:
-    """The bytes of a model, a sealed one opened in memory only."""
-    if model.manifest.format == "sealed":
-        from modelctl.crypto import envelope, keys
-
-        payload = envelope.open_sealed(model, keys.opening(options), progress=progress)
-    else:
-        payload = model.load()
-    onnx_format.refuse_other(payload.manifest, model.path, "eval")
-    return payload
 
 
 def _trial(payload: Payload, session: Session, options: EvalOptions) -> measure.Trial:

@@ -10,12 +10,12 @@ import ml_dtypes
 import numpy as np
 
 from modelctl import chains
-from modelctl.artifact import Artifact, Payload
+from modelctl.artifact import Artifact
 from modelctl.data import npz
 from modelctl.data.pictures import SUFFIXES
 from modelctl.data.samples import Array, Samples, checked
 from modelctl.errors import DataError, UsageError
-from modelctl.formats import onnx as onnx_format
+from modelctl.graph.opening import opened
 from modelctl.graph.session import Session
 from modelctl.options import PredictOptions
 from modelctl.processing import declared, tables
@@ -39,7 +39,7 @@ def predict(model: Artifact, inputs: Sequence[str], options: PredictOptions, pro
     UnsupportedError for what is not onnx, or an extra that is missing; of a sealed model, what `envelope.open_sealed`
     raises.
     """
-    payload = _opened(model, options, progress)
+    payload = opened(model, options, "predict", progress)
     session = Session(payload, options.thread_count(), options.provider)
     around = declared.of(payload, session.inputs, session.outputs)
     before, after = (None, None) if around is None else (around.before, around.after)
@@ -56,17 +56,6 @@ def predict(model: Artifact, inputs: Sequence[str], options: PredictOptions, pro
     facts = {"model": f"{model.name}@sha256:{payload.manifest.digest}", "inputs": places, "predictions": found}
     lines = [f"{place}  {_told(one)}" for place, one in zip(places, found, strict=True)]
     return Report(subject=str(model.path), facts=facts, lines=tuple(lines))
-
-
-def _opened(model: Artifact, options: PredictOptions, progress: Progress) -> Payload:
-    if model.manifest.format == "sealed":
-        from modelctl.crypto import envelope, keys
-
-        payload = envelope.open_sealed(model, keys.opening(options), progress=progress)
-    else:
-        payload = model.load()
-    onnx_format.refuse_other(payload.manifest, model.path, "predict")
-    return payload
 
 
 def _asked(inputs: Sequence[str], before: Before | None, session: Session) -> Iterator[tuple[list[str], Feeds]]:

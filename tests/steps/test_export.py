@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from listening import Listener
 from safetensors.torch import save_file
 
 from modelctl.artifact import Artifact
@@ -215,19 +216,9 @@ def test_parity_is_checked_on_the_users_samples_too(tmp_path: Path) -> None:
 
 
 def test_a_module_left_in_training_mode_is_put_into_evaluation_mode_and_said_so(tmp_path: Path) -> None:
-    class Heard:
-        def __init__(self) -> None:
-            self.notes: list[str] = []
-
-        def advance(self, what: str, done: int, total: int | None = None, unit: str = "") -> None:
-            pass
-
-        def note(self, text: str) -> None:
-            self.notes.append(text)
-
-    heard = Heard()
+    heard = Listener()
     export(Source.parse("nets:mlp"), tmp_path / "a.onnx", ExportOptions(inputs=(MLP,)), heard)
-    assert len(heard.notes) == 1 and "evaluation mode" in heard.notes[0]
+    assert len(heard.told) == 1 and "evaluation mode" in heard.told[0]
 
 
 def test_nothing_is_written_beside_the_authors_files(home: Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from artifacts import names
+from listening import Listener
 from onnx import numpy_helper
 
 from modelctl.artifact import Artifact
@@ -20,17 +21,6 @@ WEIGHTS = 8 * 9 + 64 * 72 + 256 * 4
 
 def asked(**options: Any) -> PruneOptions:
     return PruneOptions(threads=1, **options)
-
-
-class Listener:
-    def __init__(self) -> None:
-        self.told: list[str] = []
-
-    def advance(self, what: str, done: int, total: int | None = None, unit: str = "") -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        self.told.append(text)
 
 
 def test_half_of_the_weights(net: Artifact, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from artifacts import names
+from listening import Listener
 from onnx import helper
 
 from modelctl.artifact import Artifact
@@ -24,19 +25,6 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def asked(**options: Any) -> QuantizeOptions:
     return QuantizeOptions(threads=1, **options)
-
-
-class Listener:
-    """What a step says."""
-
-    def __init__(self) -> None:
-        self.told: list[str] = []
-
-    def advance(self, what: str, done: int, total: int | None = None, unit: str = "") -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        self.told.append(text)
 
 
 def kinds(made: Artifact) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import nets
 import numpy as np
@@ -13,6 +13,7 @@ import onnxruntime as ort
 import prunable
 import pytest
 import torch
+from listening import Listener
 from onnx import TensorProto, helper, numpy_helper
 
 from modelctl.data import Data, open_data
@@ -258,24 +259,16 @@ def test_several_inputs(tmp_path: Path) -> None:
 
 
 def test_what_learning_made_worse_is_learned_again_more_slowly_or_not_at_all(tmp_path: Path) -> None:
-    class Notes:
-        said: ClassVar[list[str]] = []
-
-        def advance(self, what: str, done: int, total: int | None = None, unit: str = "") -> None:
-            pass
-
-        def note(self, text: str) -> None:
-            self.said.append(text)
-
+    listener = Listener()
     model = nets.convolutional()
     session, data = opened(model, tmp_path)
     rounded = qat.train(model, session, data, qat.Course(bits=4, epochs=0), tmp_path).model
     course = qat.Course(bits=4, epochs=1, batch_size=64, lr=0.1)
-    slower = qat.train(model, session, data, course, tmp_path, Notes()).model
-    assert [one.split(":")[0] for one in Notes.said] == ["learning made it worse on samples held out"]
+    slower = qat.train(model, session, data, course, tmp_path, listener).model
+    assert [one.split(":")[0] for one in listener.told] == ["learning made it worse on samples held out"]
     assert accuracy(slower) > accuracy(rounded)
-    kept = qat.train(model, session, data, replace(course, lr=2.0), tmp_path, Notes()).model
-    assert Notes.said[-1] == "the rounded model is kept as it was before it learned"
+    kept = qat.train(model, session, data, replace(course, lr=2.0), tmp_path, listener).model
+    assert listener.told[-1] == "the rounded model is kept as it was before it learned"
     assert accuracy(kept) == accuracy(rounded)
 
 

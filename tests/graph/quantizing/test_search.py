@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import prunable
 import pytest
+from listening import Listener
 from nets import Array
 from onnx import helper
 
@@ -159,20 +160,11 @@ def test_outliers_are_smoothed_where_that_helps(tmp_path: Path) -> None:
 
 
 def test_a_spent_budget_ends_the_search_with_what_was_found(tmp_path: Path) -> None:
-    told: list[str] = []
-
-    class Listener:
-        def advance(self, what: str, done: int, total: int | None = None, unit: str = "") -> None:
-            pass
-
-        def note(self, text: str) -> None:
-            told.append(text)
-
     search = searching(nets.convolutional(), pictures(60), tmp_path, time_budget_s=0, max_drop=50)
-    search._progress = Listener()
+    search._progress = listener = Listener()
     assert search.run() is search.best
     assert len(search.tried) == 1
-    assert told == ["the search has spent its 0 s"]
+    assert listener.told == ["the search has spent its 0 s"]
 
 
 def test_what_can_not_be_made_is_told_and_not_kept(tmp_path: Path) -> None:
