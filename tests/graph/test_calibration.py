@@ -12,19 +12,19 @@ import nets
 import numpy as np
 import onnx
 import pytest
+from eightbit import quantized
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime import quantization as ort_quantization
-from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
 
 from modelctl.data.samples import Samples
 from modelctl.errors import DataError, UnsupportedError
 from modelctl.formats import onnx as onnx_format
 from modelctl.graph import calibration, histograms
-from modelctl.graph.calibration import Calibrator, activations, write_ranges
+from modelctl.graph.calibration import Calibrator, activations
 from modelctl.graph.histograms import Histogram, Range
 from modelctl.graph.prepare import prepare
 from modelctl.graph.quantizing.recipe import CHAINS
 
+TYPES = [*CHAINS, "Add"]
 METHODS: dict[str, Callable[[Histogram], Range]] = {
     "minmax": histograms.minmax,
     "percentile": histograms.percentile,
@@ -78,34 +78,13 @@ def test_onnxruntime_quantizes_with_the_ranges_of_each_method(method: str, tmp_p
     model = prepare(nets.convolutional(), "net.onnx")
     found = _watched(model, tmp_path, _samples()).histograms
     ranges = {value: METHODS[method](seen) for value, seen in found.items()}
-    made = quantized(model, ranges, tmp_path)
+    made = quantized(model, ranges, tmp_path, TYPES)
     scales = {one.name: numpy_helper.to_array(one) for one in made.graph.initializer}
     low, high = ranges["x"]
     assert scales["x_scale"] == pytest.approx((max(high, 0) - min(low, 0)) / 255, rel=1e-5)
     pictures, labels = nets.samples(1000, seed=7)
     assert np.mean(nets.run(made, pictures).argmax(1) == labels) > 0.9
     assert np.mean(nets.run(made, pictures).argmax(1) == nets.run(model, pictures).argmax(1)) > 0.97
-
-
-def quantized(
-    model: onnx.ModelProto, ranges: dict[str, Range], folder: Path, excluded: tuple[str, ...] = ()
-) -> onnx.ModelProto:
-    """The model in eight bits with these ranges; no sample is run."""
-    write_ranges(ranges, folder / "ranges.json")
-    ort_quantization.quantize_static(
-        model,
-        folder / "quantized.onnx",
-        None,
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=[*CHAINS, "Add"],
-        nodes_to_exclude=list(excluded),
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        calibrate_method=CalibrationMethod.MinMax,
-        calibration_cache_path=folder / "ranges.json",
-    )
-    return onnx.load(folder / "quantized.onnx")
 
 
 def test_masks_are_named_and_integers_left_out(tmp_path: Path) -> None:

@@ -8,13 +8,11 @@ import nets
 import numpy as np
 import onnx
 import pytest
+from eightbit import quantized
 from onnx import helper, numpy_helper
-from onnxruntime import quantization as ort_quantization
-from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
 
 from modelctl.data.samples import Array, Samples
-from modelctl.graph.calibration import Calibrator, activations, write_ranges
-from modelctl.graph.chatter import hushed
+from modelctl.graph.calibration import Calibrator, activations
 from modelctl.graph.histograms import Histogram, Range, minmax
 from modelctl.graph.sensitivity import TYPES, pulls, rank
 
@@ -59,23 +57,9 @@ def _seen(
 
 def _lost(model: onnx.ModelProto, ranges: dict[str, Range], folder: Path, samples: Samples, *excluded: str) -> float:
     """The mean squared error of the outputs when all but `excluded` is quantized."""
-    write_ranges(ranges, folder / "ranges.json")
-    with hushed():
-        ort_quantization.quantize_static(
-            model,
-            folder / "quantized.onnx",
-            None,
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "Gemm"],
-            nodes_to_exclude=list(excluded),
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-            calibration_cache_path=folder / "ranges.json",
-        )
+    made = quantized(model, ranges, folder, ["Conv", "Gemm"], excluded)
     pictures = samples.inputs["x"]
-    told, wanted = nets.run(onnx.load(folder / "quantized.onnx"), pictures), nets.run(model, pictures)
+    told, wanted = nets.run(made, pictures), nets.run(model, pictures)
     return float(np.mean((told - wanted) ** 2))
 
 
