@@ -7,10 +7,11 @@ import signal
 import ssl
 import subprocess
 import sys
+import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,39 @@ def running(
         if process.poll() is None:
             process.kill()
             process.communicate(timeout=10)
+
+
+def end_under_load(server: Running, path: str, body: Any, number: int) -> None:
+    """Have eight clients ask all the time, end the server by a signal, and find that no answer was broken off."""
+    broken: list[Exception] = []
+    done: list[int] = []
+
+    def client() -> None:
+        try:
+            connection = server.connect()
+            connection.connect()
+        except OSError:
+            return
+        with closing(connection):
+            while True:
+                try:
+                    answer = ask(connection, path, body)
+                except (OSError, http.client.HTTPException) as error:
+                    broken.append(error)
+                    return
+                done.append(answer.status)
+                if answer.headers.get("connection") == "close":
+                    return
+
+    clients = [threading.Thread(target=client) for _ in range(8)]
+    for one in clients:
+        one.start()
+    eventually(lambda: len(done) > 50)
+    assert server.stop(number) == (0, "")
+    for one in clients:
+        one.join()
+    assert broken == []
+    assert set(done) == {200}
 
 
 def v2(name: str, array: np.ndarray[Any, Any], datatype: str) -> dict[str, Any]:

@@ -233,36 +233,9 @@ def test_the_end_waits_for_what_was_accepted(sluggish: Path) -> None:
 
 
 def test_the_end_under_load_breaks_no_answer(zoo: dict[str, Path]) -> None:
+    body = {"inputs": [v2("x", np.ones((1, 4), np.float32), "FP32")]}
     with servers.running([zoo["affine"]]) as server:
-        broken: list[Exception] = []
-        done: list[int] = []
-        body = {"inputs": [v2("x", np.ones((1, 4), np.float32), "FP32")]}
-
-        def client(_: int) -> None:
-            try:
-                connection = server.connect()
-                connection.connect()
-            except OSError:
-                return
-            while True:
-                try:
-                    answer = ask(connection, "/v2/models/affine/infer", body)
-                except (OSError, http.client.HTTPException) as error:
-                    broken.append(error)
-                    return
-                assert answer.status == 200
-                done.append(1)
-                if answer.headers.get("connection") == "close":
-                    return
-
-        clients = [threading.Thread(target=client, args=(one,)) for one in range(8)]
-        for one in clients:
-            one.start()
-        eventually(lambda: len(done) > 50)
-        assert server.stop(signal.SIGINT) == (0, "")
-        for one in clients:
-            one.join()
-        assert broken == []
+        servers.end_under_load(server, "/v2/models/affine/infer", body, signal.SIGINT)
 
 
 def test_a_second_request_to_end_is_obeyed_at_once(tmp_path: Path) -> None:

@@ -103,30 +103,7 @@ def _runs(pid: int) -> bool:
 
 def test_the_end_under_load_breaks_no_answer(tmp_path: Path) -> None:
     with servers.running([servers.affine(tmp_path / "affine.onnx")], "--workers", "2") as server:
-        broken: list[Exception] = []
-        done: list[int] = []
-
-        def client() -> None:
-            with contextlib.closing(server.connect()) as connection:
-                while True:
-                    try:
-                        answer = ask(connection, INFER, BODY)
-                    except (OSError, http.client.HTTPException) as error:
-                        broken.append(error)
-                        return
-                    assert answer.status == 200
-                    done.append(1)
-                    if answer.headers.get("connection") == "close":
-                        return
-
-        clients = [threading.Thread(target=client) for _ in range(8)]
-        for one in clients:
-            one.start()
-        eventually(lambda: len(done) > 50)
-        assert server.stop(signal.SIGTERM) == (0, "")
-        for one in clients:
-            one.join()
-        assert broken == []
+        servers.end_under_load(server, INFER, BODY, signal.SIGTERM)
 
 
 def test_what_no_worker_can_load_ends_the_server_with_the_reason(tmp_path: Path) -> None:
