@@ -224,13 +224,18 @@ class Connection(asyncio.Protocol):
             self._held = False
             self.transport.resume_reading()
 
+    def hand_over(self, other: asyncio.Protocol) -> Wire:
+        """Leave the connection to another protocol from now on; what it shares with the others."""
+        self._wire.open.discard(self)
+        self.transport.set_protocol(other)
+        return self._wire
+
     def _speak_http2(self, data: bytes) -> None:
         """Leave the connection to HTTP/2: its preface was taken for a head, which can't be read."""
         from modelctl.serve.http2.connection import Http2
 
-        self._wire.open.discard(self)
         other = Http2(self._wire)
-        self.transport.set_protocol(other)
+        self.hand_over(other)
         other.connection_made(self.transport)
         other.data_received(data)
 

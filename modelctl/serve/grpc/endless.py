@@ -40,10 +40,8 @@ class EndlessLine(WebLine, asyncio.Protocol):
     def _take_over(self) -> None:
         request, connection = self._request, _connection(self._request)
         assert connection is not None
-        self.transport, self._wire = connection.transport, connection._wire
-        self._wire.open.discard(connection)
+        self.transport, self._wire = connection.transport, connection.hand_over(self)
         self._wire.open.add(self)
-        self.transport.set_protocol(self)
         fields = [(b"date", formatdate(usegmt=True).encode()), (b"content-type", self._kind), (b"connection", b"close")]
         if request.head.keep_alive:
             fields.append((b"transfer-encoding", b"chunked"))
