@@ -4,11 +4,13 @@ A test that needs a part installed apart (a Debian package, a client from PyPI) 
 itself with the install line as its reason. `--require-real-parts` turns such a skip into a failure: CI runs with it.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import kept
 import pytest
 
 from modelctl.artifact import Artifact
@@ -50,6 +52,12 @@ def pytest_runtest_setup() -> None:
         return found
 
     table.from_torchlib, registration.made_once = staticmethod(copied), made_once
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kept_for_the_run(tmp_path_factory: pytest.TempPathFactory) -> None:
+    base = tmp_path_factory.getbasetemp()
+    kept.folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kept"
 
 
 @pytest.fixture(autouse=True)

@@ -7,10 +7,10 @@ no two are alike by chance.
 
 import warnings
 from collections.abc import Callable
-from functools import cache
 from io import BytesIO
 from typing import Any
 
+import kept
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -282,10 +282,9 @@ def built(name: str) -> nn.Module:
 
 def exported(name: str, old: bool = False) -> onnx.ModelProto:
     """A net as ONNX, by the exporter that modelctl uses, or by the older one."""
-    return onnx.load_model_from_string(_written(name, old))
+    return onnx.load_model_from_string(kept.once(f"{name}-{'old' if old else 'new'}.onnx", lambda: _written(name, old)))
 
 
-@cache
 def _written(name: str, old: bool) -> bytes:
     module = built(name)
     inputs = parse_inputs((NETS[name][1],))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import architectures
+import kept
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -77,7 +78,13 @@ def exported(name: str) -> onnx.ModelProto:
     """The same as ONNX."""
     net, inputs = module_of(name), parse_inputs(architectures.INPUTS[name])
     sizes = {size: 3 + place for place, size in enumerate(free_dimensions(inputs))}
-    return lower(program.Traced(name, net, inputs, program.bind(net, inputs)), sizes, OPSET).model
+
+    def made() -> bytes:
+        return lower(
+            program.Traced(name, net, inputs, program.bind(net, inputs)), sizes, OPSET
+        ).model.SerializeToString()
+
+    return onnx.load_model_from_string(kept.once(f"architecture-{name}.onnx", made))
 
 
 def feeds(model: onnx.ModelProto, sizes: Sizes, seed: int) -> dict[str, np.ndarray[Any, Any]]:
