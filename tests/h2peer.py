@@ -10,7 +10,6 @@ from hpack import Decoder, Encoder
 from wires import Pipe
 
 from modelctl.options import ServeOptions
-from modelctl.serve.connections import Wire
 from modelctl.serve.grpc.calls import framed
 from modelctl.serve.http import Answer, App, Request
 from modelctl.serve.http2 import frames
@@ -18,6 +17,7 @@ from modelctl.serve.http2.connection import Http2
 from modelctl.serve.http2.frames import Code
 from modelctl.serve.metrics import Board
 from modelctl.serve.models import Models
+from modelctl.serve.wire import Wire
 
 START = frames.PREFACE + frames.settings({})
 END_STREAM, END_HEADERS = frames.END_STREAM, frames.END_HEADERS

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from modelctl.options import ServeOptions
 from modelctl.serve import sockets
 from modelctl.serve.changes import Watch
-from modelctl.serve.connections import Connection, Wire, sweep
+from modelctl.serve.connections import Connection
 from modelctl.serve.http import App
 from modelctl.serve.shelf import Alone, OneOfSeveral, Shelf
+from modelctl.serve.wire import Wire, sweep
 
 if TYPE_CHECKING:
     from modelctl.serve.visits import Visits

@@ -24,7 +24,7 @@ from PIL import Image
 
 from modelctl.options import ExportOptions, ServeOptions
 from modelctl.serve import openinference
-from modelctl.serve.connections import Connection, Wire
+from modelctl.serve.connections import Connection
 from modelctl.serve.grpc import inference
 from modelctl.serve.grpc.calls import framed
 from modelctl.serve.grpc.messages import parsed
@@ -37,6 +37,7 @@ from modelctl.serve.http2.connection import Http2
 from modelctl.serve.jobs import Unread
 from modelctl.serve.models import Models, load_all
 from modelctl.serve.plans import HEADER_LENGTH, Plans, recall_answer
+from modelctl.serve.wire import Wire
 from modelctl.steps.export import Source, export
 
 bench: Any = import_module("serve_models")  # beside this file

@@ -23,10 +23,11 @@ import jwts
 import servers
 
 from modelctl.options import KeygenOptions, KeyType, ServeOptions
-from modelctl.serve.connections import Connection, Wire
+from modelctl.serve.connections import Connection
 from modelctl.serve.http import App
 from modelctl.serve.models import Models, load_all
 from modelctl.serve.visits import Visits
+from modelctl.serve.wire import Wire
 from modelctl.steps.keygen import keygen
 
 CLIENTS = 32

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from wires import Pipe
 
 from modelctl.options import ServeOptions
-from modelctl.serve.connections import Connection, Wire
+from modelctl.serve.connections import Connection
 from modelctl.serve.heads import CHUNKED, Heads
 from modelctl.serve.http import Answer, App, Request
 from modelctl.serve.metrics import Board
 from modelctl.serve.models import Models
 from modelctl.serve.refusal import Refused
+from modelctl.serve.wire import Wire
 
 GET = b"GET /v2?a=b HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"

@@ -22,8 +22,9 @@ from servers import Running, ask, eventually, v2
 from modelctl.artifact import Artifact
 from modelctl.graph.session import Session
 from modelctl.options import ServeOptions
-from modelctl.serve.connections import Connection, Wire
+from modelctl.serve.connections import Connection
 from modelctl.serve.http import App
+from modelctl.serve.wire import Wire
 
 ROWS = np.random.default_rng(1).standard_normal((64, 256)).astype(np.float32)
 

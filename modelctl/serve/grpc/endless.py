@@ -8,12 +8,13 @@ import asyncio
 from collections import deque
 from email.utils import formatdate
 
-from modelctl.serve.connections import Connection, Wire, reset
+from modelctl.serve.connections import Connection
 from modelctl.serve.grpc.calls import Call, framed
 from modelctl.serve.grpc.web import WebLine
 from modelctl.serve.http import Answer, Request
 from modelctl.serve.jobs import late
 from modelctl.serve.refusal import Refused
+from modelctl.serve.wire import Wire, reset
 
 
 class EndlessLine(WebLine, asyncio.Protocol):

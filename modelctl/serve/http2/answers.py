@@ -1,8 +1,8 @@
 """What answers over HTTP/2 begin with: blocks of headers, remembered by what they say while the date stands."""
 
-from modelctl.serve.connections import REMEMBERED, Wire
 from modelctl.serve.http import Answer, Request
 from modelctl.serve.http2.blocks import status_block
+from modelctl.serve.wire import REMEMBERED, Wire
 
 
 class Answers:

@@ -7,7 +7,6 @@ answers that it does not let us send, and what `control` counts. Who asks more i
 import asyncio
 from typing import cast
 
-from modelctl.serve.connections import Wire, reset
 from modelctl.serve.http2 import frames
 from modelctl.serve.http2.answers import Answers
 from modelctl.serve.http2.blocks import LIST_LIMIT_BYTES
@@ -16,6 +15,7 @@ from modelctl.serve.http2.frames import Broken, Code
 from modelctl.serve.http2.receiving import CONNECTION_WINDOW, FRAME_BYTES, STREAMS, Receiver
 from modelctl.serve.http2.sending import Sender
 from modelctl.serve.http2.streams import WINDOW, Stream
+from modelctl.serve.wire import Wire, reset
 
 LINGER_TURNS = 10  # calls of `end` that a peer has to close, once all is said
 _SETTINGS = {
