@@ -1,4 +1,4 @@
-"""What the connections of a server share, whatever they speak, and the sweep that lets clients go who keep it waiting."""
+"""What all connections share, whatever they speak, and the sweep that ends those whose clients keep it waiting."""
 
 import asyncio
 import socket
