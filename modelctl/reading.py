@@ -75,7 +75,7 @@ class Small:
         """The table that a text spells."""
         import tomllib  # here, for `--help` need not wait for it
 
-        if re.search(_DEEP_KEY, re.sub(_ESCAPED, "_", text)):  # tomllib takes hours over one of a megabyte
+        if re.search(_DEEP_KEY, re.sub(_ESCAPED, "_", text)):  # tomllib takes an hour over one of a megabyte
             raise self.refused(place, f"nested deeper than {LIMIT_DEPTH}")
         try:
             return tomllib.loads(text.removeprefix("\ufeff"))
