@@ -70,10 +70,13 @@ def in_turns(
 ) -> tuple[dict[str, float], dict[str, float], Speedup]:
     """The percentiles of both models, and the second's speed relative to the first, in about `seconds` for each.
 
-    A result that says "slower" is taken again for three times as long before it is believed.
+    A result that says "slower", surely or not, is taken again for three times as long before it is believed; one that
+    is still not sure, once more.
     """
     found = _rounds(first, second, (first_feeds, second_feeds), seconds)
-    if found[2].is_slower:
+    for sure in (False, True):
+        if found[2].value >= SLOWER_BELOW or (sure and found[2].is_slower):
+            break
         found = _rounds(first, second, (first_feeds, second_feeds), 3 * seconds)
     return found
 

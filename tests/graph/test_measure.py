@@ -123,6 +123,30 @@ def test_the_interval_of_a_median_is_that_of_order_statistics() -> None:
     assert not latency.Speedup(0.98, 0.97, 0.99).is_slower  # so may a model be beside itself
 
 
+@pytest.mark.parametrize(
+    ("found", "took"),
+    [
+        ([(1.2, 1.1, 1.3)], [1]),
+        ([(0.98, 0.9, 1.01)], [1]),
+        ([(0.9, 0.88, 1.003), (0.89, 0.88, 0.9)], [1, 3]),  # not sure, and then it is
+        ([(0.9, 0.88, 0.95), (1.0, 0.98, 1.02)], [1, 3]),  # something else had run beside it
+        ([(0.9, 0.88, 0.95), (0.9, 0.88, 1.01), (0.9, 0.88, 0.95)], [1, 3, 3]),
+    ],
+)
+def test_what_looks_slower_is_timed_again(
+    found: list[tuple[float, float, float]], took: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def rounds(first: object, second: object, feeds: object, seconds: float) -> object:
+        asked.append(seconds)
+        return {}, {}, latency.Speedup(*found[len(asked) - 1])
+
+    monkeypatch.setattr(latency, "_rounds", rounds)
+    told = latency.in_turns(lambda: None, lambda: None, {}, {}, 1)  # type: ignore[arg-type, return-value]
+    assert (told[2], asked) == (latency.Speedup(*found[-1]), took)
+
+
 def test_a_model_is_timed_at_a_length_that_it_can_run(tmp_path: Path) -> None:
     # Three times the 16 that is tried first can't be cut in rows of 32.
     model = nets.model_of(
