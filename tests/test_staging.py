@@ -175,7 +175,7 @@ except OSError as error:
 def test_a_full_disk_names_the_file_and_leaves_nothing(tmp_path: Path) -> None:
     root(tmp_path)
     code = FULL.format(tests=str(Path(__file__).parent))
-    told = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    told = subprocess.run([sys.executable, "-B", "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
     assert told.stdout == f"{tmp_path / 'b.onnx'}\n", told.stderr
     assert names(tmp_path) == {"a.onnx"}
 

@@ -112,7 +112,8 @@ def test_a_full_disk_is_told_of_the_folder_and_leaves_nothing(stands: bool, tmp_
     if stands:
         (tmp_path / "demo").mkdir()
     done = subprocess.run(
-        [sys.executable, "-m", "modelctl", "init", str(tmp_path / "demo")],
+        # -B: Python would write half of a module it compiles, and take that for the whole from then on.
+        [sys.executable, "-B", "-m", "modelctl", "init", str(tmp_path / "demo")],
         capture_output=True,
         text=True,
         check=False,

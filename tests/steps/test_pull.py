@@ -288,7 +288,7 @@ def test_a_disk_that_takes_no_more_is_one_clear_line(url: str, tmp_path: Path) -
     exported(Path("big.onnx"), b"x" * 300_000)
     assert status_of(["push", "big.onnx", f"{url}/big:1"]) == 0
     before = snapshot(tmp_path)
-    command = [sys.executable, "-c", LIMITED, "100000", "pull", f"{url}/big:1", "-o", "out"]
+    command = [sys.executable, "-B", "-c", LIMITED, "100000", "pull", f"{url}/big:1", "-o", "out"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "modelctl: error: out/big.onnx: file too large\n"

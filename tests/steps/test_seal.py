@@ -263,7 +263,7 @@ def test_full_disk_leaves_nothing(sealed: Artifact, tmp_path: Path, out: Path, k
     ]
     for argv in commands:
         done = subprocess.run(
-            [sys.executable, "-m", "modelctl", *map(str, argv), "--json"],
+            [sys.executable, "-B", "-m", "modelctl", *map(str, argv), "--json"],
             capture_output=True,
             text=True,
             check=False,
