@@ -259,7 +259,9 @@ store.close()
 
 
 def test_a_disk_that_takes_no_more_is_one_clear_line_and_leaves_no_object(store: Store, url: str) -> None:
-    done = subprocess.run([sys.executable, "-B", "-c", FILLS, url], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", FILLS, url], capture_output=True, text=True, timeout=60, check=True
+    )
     first, second = done.stdout.splitlines()
     assert first.startswith("StoreError 2 ") and "models" in first
     assert second == "False"
