@@ -1,8 +1,11 @@
 """Every reader of small files from outside, and what nobody means well by: refused in one line, never waited for."""
 
+import fcntl
 import os
 import signal
 import stat
+import termios
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,9 +184,12 @@ def test_a_secret_may_come_through_a_pipe_whose_other_end_takes_its_time(tmp_pat
 
 def _write_late(pipe: Path, text: str, held: int) -> None:
     with pipe.open("wb", buffering=0) as file:
-        os.close(held)
         for byte in text.encode():
             file.write(bytes([byte]))
+        end = time.monotonic() + 30
+        while any(fcntl.ioctl(held, termios.FIONREAD, bytes(4))) and time.monotonic() < end:
+            time.sleep(0.001)  # who reads may not have come yet
+    os.close(held)
 
 
 def test_text_that_only_looks_deep_is_read(tmp_path: Path) -> None:
