@@ -20,9 +20,10 @@ import numpy as np
 
 from modelctl.errors import DataError
 from modelctl.serve.breaker import FAILURES, Breaker
-from modelctl.serve.jobs import Array, Done, Job, Outcome, Tensors, Unread, late
+from modelctl.serve.jobs import Done, Job, Outcome, Tensors, Unread, late
 from modelctl.serve.metrics import Tally
 from modelctl.serve.refusal import Refused
+from modelctl.serve.tensors import Array
 
 Run = Callable[[Tensors], dict[str, Array]]
 

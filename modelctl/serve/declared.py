@@ -21,10 +21,10 @@ from modelctl.errors import DataError
 from modelctl.processing.declared import Declared
 from modelctl.serve import packed, predict, raw, timing
 from modelctl.serve.http import JSON, Answer, App, Handler, Request
-from modelctl.serve.jobs import Array, Job, Outcome, late
+from modelctl.serve.jobs import Job, Outcome, late
 from modelctl.serve.models import Model
 from modelctl.serve.refusal import Refused
-from modelctl.serve.tensors import check_shape
+from modelctl.serve.tensors import Array, check_shape
 
 THREADS = 2
 LONG_BYTES = 32 << 10  # a body that is longer is not even taken apart on the loop

@@ -22,13 +22,13 @@ import orjson
 from modelctl.options import ServeOptions
 from modelctl.serve import metrics
 from modelctl.serve.heads import CHUNKED, Head
-from modelctl.serve.jobs import Array, Done, Job, Outcome, Tensors, Unread
+from modelctl.serve.jobs import Done, Job, Outcome, Tensors, Unread
 from modelctl.serve.metrics import REQUESTS, Tally
 from modelctl.serve.models import Model, Models
 from modelctl.serve.refusal import Refused, told
 from modelctl.serve.shelf import Shelf
 from modelctl.serve.splitting import Comparison, Shadow, Split
-from modelctl.serve.tensors import check_agreement
+from modelctl.serve.tensors import Array, check_agreement
 
 if TYPE_CHECKING:
     from modelctl.serve.visits import Visit, Visits

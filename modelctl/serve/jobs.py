@@ -3,14 +3,12 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
-
-import numpy as np
+from typing import Self
 
 from modelctl.serve.metrics import IN_FLIGHT, Tally
 from modelctl.serve.refusal import Refused
+from modelctl.serve.tensors import Array
 
-Array = np.ndarray[Any, Any]
 Tensors = Mapping[str, Array]
 Outcome = dict[str, Array] | Exception  # outputs, or why there are none
 Done = Callable[[Outcome], None]
@@ -58,10 +56,7 @@ class Job:
     def settle(self, outcome: Outcome) -> None:
         """Give the answer to who asked, unless there is one already."""
         if not self.over:
-            self.over = True
-            self.tally.cells[IN_FLIGHT] -= 1
-            if self.timer is not None:
-                self.timer.cancel()
+            self.cancel()
             self.done(outcome)
 
     def cancel(self) -> None:

@@ -16,8 +16,8 @@ from modelctl.errors import UnsupportedError, UsageError
 from modelctl.graph.session import Session, Tensors
 from modelctl.manifest import FileEntry, Manifest, Record, Step, TensorSpec
 from modelctl.serve.ensembles import Link
-from modelctl.serve.jobs import Array
 from modelctl.serve.sources import Gathered, Opened
+from modelctl.serve.tensors import Array
 
 FORMAT = "ensemble"
 _TENSORS = ("input", "mask", "types", "output")  # what an entry of a declaration calls tensors by

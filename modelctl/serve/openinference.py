@@ -20,11 +20,11 @@ import orjson
 
 from modelctl import __version__
 from modelctl.serve.http import Answer, App, Handler, Request, Route
-from modelctl.serve.jobs import Array
 from modelctl.serve.models import Model
 from modelctl.serve.plans import BINARY, HEADER_LENGTH, Asked, Plans, recall_answer, remember_answer
 from modelctl.serve.refusal import Refused, told
 from modelctl.serve.tensors import (
+    Array,
     Datatype,
     check_shape,
     datatype_of,

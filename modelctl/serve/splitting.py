@@ -13,10 +13,11 @@ from itertools import accumulate
 
 import numpy as np
 
-from modelctl.serve.jobs import Array, Outcome, Tensors, Unread
+from modelctl.serve.jobs import Outcome, Tensors, Unread
 from modelctl.serve.metrics import DISAGREED, SHADOWED
 from modelctl.serve.models import Model, Models
 from modelctl.serve.refusal import Refused
+from modelctl.serve.tensors import Array
 
 CLOSE = 0.01  # relative to the spread of an output: numbers that differ by less agree
 

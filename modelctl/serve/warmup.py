@@ -12,8 +12,7 @@ import numpy as np
 from modelctl.errors import DataError
 from modelctl.manifest import TensorSpec
 from modelctl.serve.batching import Pace, Run
-from modelctl.serve.jobs import Array
-from modelctl.serve.tensors import datatype_of
+from modelctl.serve.tensors import Array, datatype_of
 
 ROWS = 3
 OTHER_FREE = (8, 32, 224, 1)  # sizes tried for free dimensions that are not the number of rows
